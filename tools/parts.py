@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ def is_shell(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         first = file.readline(80)
-    return first.startswith(b"#!") and first.split()[-1].rsplit(b"/")[-1] in (b"sh", b"bash")
+    return re.match(rb"#!.*\b(sh|bash)\b", first) is not None
 
 
 def ansible_test(name: str, about: str, use: str, arguments: list[str], **more: object) -> Part:
@@ -128,7 +129,7 @@ def ansible_test(name: str, about: str, use: str, arguments: list[str], **more: 
 
     def prepare() -> Path:
         tree.ansible_test_home(name, venv)
-        return tree.copy(name)
+        return tree.copy(name, without=tree.NOT_SHIPPED)
 
     env = {**base_env(venv), "HOME": str(BUILD / "home" / name)}
     hindrance = no_venv(use) or more.pop("hindrance", None)

@@ -23,19 +23,27 @@ def files() -> list[str]:
     return sorted({name for name in done.stdout.split("\0") if name and os.path.lexists(ROOT / name)})
 
 
-def copy(name: str) -> Path:
-    """A fresh copy at .build/trees/NAME/ansible_collections/iovirt/host, in a throwaway git: ansible-test sees
-    only what git knows, and derives the collection's name from the folders. One copy a part, as ansible-test
-    writes into it."""
+# Tools of the checkout that the artifact does not hold (build_ignore in galaxy.yml). ansible-test knows no executable
+# Python scripts beside modules; these are checked by ruff and shellcheck.
+NOT_SHIPPED = (".ci/", "lab/", "tools/")
+
+
+def copy(name: str, without: tuple[str, ...] = ()) -> Path:
+    """A fresh copy at .build/trees/NAME/ansible_collections/iovirt/host, in a throwaway git.
+
+    ansible-test sees only what git knows, and derives the collection's name from the folders. One copy a part, as
+    ansible-test writes into it.
+    """
     base = BUILD / "trees" / name
     shutil.rmtree(base, ignore_errors=True)
     top = base / "ansible_collections" / "iovirt" / "host"
     for file in files():
+        if without and file.startswith(without):
+            continue
         (top / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / file, top / file, follow_symlinks=False)
-    quiet = {"cwd": top, "check": True, "stdout": subprocess.DEVNULL}
-    subprocess.run(["git", "init", "-q", "."], **quiet)
-    subprocess.run(["git", "add", "--all", "--force", "."], **quiet)
+    subprocess.run(["git", "init", "-q", "."], cwd=top, check=True)
+    subprocess.run(["git", "add", "--all", "--force", "."], cwd=top, check=True)
     return top
 
 
@@ -71,6 +79,8 @@ def ansible_test_home(name: str, venv: Path) -> Path:
     (cache / f"get_pip_{_pip_version(venv).replace('.', '_')}.py").write_text(BOOTSTRAP)
     settings = common.pip_settings(str(venv / "bin" / "python"))
     settings.setdefault("cache-dir", str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pip"))
+    # ansible-test makes a dozen environments; what each downloads would bury its findings.
+    settings["quiet"] = "1"
     lines = [f"{key} = " + "\n    ".join(value.split("\n")) for key, value in settings.items()]
     config = home / ".config" / "pip" / "pip.conf"
     config.parent.mkdir(parents=True, exist_ok=True)
