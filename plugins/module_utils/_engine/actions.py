@@ -1,0 +1,270 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The steps that touch a host. Each kind has a way to do it, which believes nothing it has not read back, and a way to
+undo it, which is right also after a step that failed half way."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import Any, Callable, NamedTuple
+
+from . import aliases, boot, drivers, grub, store
+from .errors import EngineError, explain
+from .host import Host
+from .read import DEVICES, DRIVERS
+
+#: Seconds. A count of 125 VFs was seen to take more than 60 s (docs/kernel-facts.md).
+COUNT_LIMIT = 120.0
+#: Seconds for a driver to let a device go.
+UNBIND_LIMIT = 60.0
+#: Seconds for VF links and drivers to show up after the kernel said yes: the driver may come late, from udev.
+APPEAR_LIMIT = 30.0
+
+Args = Mapping[str, Any]
+
+
+class Step(NamedTuple):
+    do: Callable[[Host, Args], None]
+    undo: Callable[[Host, Args], None]
+
+
+# --- VF count ------------------------------------------------------------------------------------------------------
+
+
+def _set_vf_count(host: Host, args: Args) -> None:
+    _recount(host, args["pf"], args["to"], args["reserved"])
+
+
+def _undo_vf_count(host: Host, args: Args) -> None:
+    if _count(host, args["pf"]) == args["from"]:
+        return
+    _recount(host, args["pf"], args["from"], args["previous"])
+    for index, driver in args["previous"].items():
+        _bind(host, {"pf": args["pf"], "index": int(index), "driver": driver})
+
+
+def _recount(host: Host, pf: str, count: int, reserved: Mapping[str, str]) -> None:
+    """Zero first, then the count, with probing held back until every VF carries its override."""
+    path = f"{DEVICES}/{pf}"
+    probing = host.files.attr(f"{path}/sriov_drivers_autoprobe")
+    if probing == "1":
+        host.files.write(f"{path}/sriov_drivers_autoprobe", "0")
+    try:
+        if _count(host, pf):
+            _write_count(host, pf, 0)
+        if count:
+            _write_count(host, pf, count)
+        for index, driver in reserved.items():
+            host.files.write(f"{DEVICES}/{_vf_address(host, pf, int(index))}/driver_override", driver)
+    finally:
+        if probing == "1":
+            host.files.write(f"{path}/sriov_drivers_autoprobe", "1")
+    if probing != "0":
+        _probe_others(host, pf, count, reserved)
+
+
+def _write_count(host: Host, pf: str, count: int) -> None:
+    try:
+        host.files.write(f"{DEVICES}/{pf}/sriov_numvfs", str(count), limit=COUNT_LIMIT)
+    except OSError as error:
+        raise EngineError(f"the kernel answered {explain(error)} to {count} VFs. {_count_advice(error)}") from None
+    if not host.wait(lambda: _count(host, pf) == count, APPEAR_LIMIT):
+        raise EngineError(
+            f"the kernel accepted {count} VFs, but {_count(host, pf)} are there after {APPEAR_LIMIT:g} s. "
+            "The driver may allow fewer; look at the kernel log."
+        )
+
+
+def _count_advice(error: OSError) -> str:
+    return {
+        errno.ENOENT: "Its driver has no SR-IOV of this kind; give it one that has.",
+        errno.EBUSY: "Something else set a count meanwhile; find out what manages this device, then run again.",
+        errno.ENOMEM: "The bridge above has no room for the VFs' memory: add pci=realloc to the kernel command line.",
+        errno.ERANGE: "Lower vf_count.",
+    }.get(error.errno or 0, "Look at the kernel log.")
+
+
+def _probe_others(host: Host, pf: str, count: int, reserved: Mapping[str, str]) -> None:
+    """Offer the VFs without a wish to the loaded drivers, as the kernel would have done by itself at their birth. It
+    ignores a driver that declines, and so do we: whoever wished a driver for a VF has a step of its own for it."""
+    for index in range(count):
+        if str(index) not in reserved:
+            try:
+                host.files.write("/sys/bus/pci/drivers_probe", _vf_address(host, pf, index))
+            except OSError:
+                continue
+
+
+def _count(host: Host, pf: str) -> int:
+    """By the links: reading sriov_numvfs hangs while a write to it hangs (docs/kernel-facts.md)."""
+    return sum(name.startswith("virtfn") for name in host.files.names(f"{DEVICES}/{pf}"))
+
+
+def _vf_address(host: Host, pf: str, index: int) -> str:
+    address = host.files.link(f"{DEVICES}/{pf}/virtfn{index}")
+    if address is None:
+        raise EngineError(f"VF {index} is not there (no virtfn{index}). Look at the kernel log, then run again.")
+    return address
+
+
+# --- Drivers -------------------------------------------------------------------------------------------------------
+
+
+def _address(host: Host, args: Args) -> str:
+    if "pf" in args:
+        return _vf_address(host, args["pf"], args["index"])
+    address: str = args["address"]
+    return address
+
+
+def _driver(host: Host, address: str) -> str | None:
+    return host.files.link(f"{DEVICES}/{address}/driver")
+
+
+def _bind(host: Host, args: Args) -> None:
+    """The override first: from then on no driver that udev loads late can take the device."""
+    address, driver = _address(host, args), args["driver"]
+    _load(host, driver)
+    host.files.write(f"{DEVICES}/{address}/driver_override", driver)
+    if _driver(host, address) == driver:
+        return
+    _unbind(host, address)
+    try:
+        # Not drivers_probe: that one answers success also when the driver declined.
+        host.files.write(f"{DRIVERS}/{driver}/bind", address)
+    except OSError as error:
+        # The module's own registration may have bound it since.
+        if _driver(host, address) != driver:
+            raise EngineError(f"{driver} did not take {address}: {explain(error)}. {_bind_advice(driver)}") from None
+    if _driver(host, address) != driver:
+        raise EngineError(f"{driver} did not keep {address}. {_bind_advice(driver)}")
+
+
+def _bind_advice(driver: str) -> str:
+    if driver.startswith("vfio"):
+        return "A vfio driver needs a usable IOMMU group: see iovirt.host.host_info and the kernel log."
+    return "Look at the kernel log for what the driver said."
+
+
+def _undo_bind(host: Host, args: Args) -> None:
+    address = host.files.link(f"{DEVICES}/{args['pf']}/virtfn{args['index']}") if "pf" in args else args["address"]
+    if not address:
+        # The VF went with its count.
+        return
+    _restore(host, address, args.get("was_override"), args.get("was_driver"))
+
+
+def _release(host: Host, args: Args) -> None:
+    """No override of ours left behind: it would keep the device from its own driver."""
+    address = _address(host, args)
+    native = args.get("native") or _native(host, address)
+    override = args.get("override")
+    host.files.write(f"{DEVICES}/{address}/driver_override", override or "\n")
+    wanted = override or native
+    if wanted and _driver(host, address) == wanted:
+        return
+    _unbind(host, address)
+    if wanted:
+        _load(host, wanted)
+    _offer(host, address)
+    if wanted is None or wanted in drivers.NEEDS_RESOURCES:
+        return
+    if not host.wait(lambda: _driver(host, address) is not None, APPEAR_LIMIT):
+        raise EngineError(f"no driver took {address} within {APPEAR_LIMIT:g} s; its own would be {wanted}. Look at the kernel log.")
+
+
+def _restore(host: Host, address: str, override: str | None, driver: str | None) -> None:
+    host.files.write(f"{DEVICES}/{address}/driver_override", override or "\n")
+    if _driver(host, address) == driver:
+        return
+    _unbind(host, address)
+    if driver:
+        host.files.write(f"{DRIVERS}/{driver}/bind", address)
+
+
+def _native(host: Host, address: str) -> str | None:
+    modalias = host.files.attr(f"{DEVICES}/{address}/modalias") or ""
+    return aliases.native_drivers(host.files, [modalias], host.files.names(DRIVERS)).get(modalias)
+
+
+def _unbind(host: Host, address: str) -> None:
+    if _driver(host, address) is None:
+        return
+    try:
+        host.files.write(f"{DEVICES}/{address}/driver/unbind", address, limit=UNBIND_LIMIT)
+    except FileNotFoundError:
+        # The driver let go between the look and the write.
+        return
+    except OSError as error:
+        raise EngineError(f"its driver does not let {address} go: {explain(error)}. Look at the kernel log.") from None
+
+
+def _offer(host: Host, address: str) -> None:
+    try:
+        host.files.write("/sys/bus/pci/drivers_probe", address)
+    except OSError as error:
+        raise EngineError(f"no driver could be asked to take {address}: {explain(error)}. Look at the kernel log.") from None
+
+
+def _load(host: Host, driver: str) -> None:
+    if host.files.exists(f"{DRIVERS}/{driver}"):
+        return
+    code, _out, err = host.run(["modprobe", "--", driver])
+    if code:
+        raise EngineError(f"modprobe {driver} failed: {err.strip() or code}. Install or repair the module.")
+    if not host.wait(lambda: host.files.exists(f"{DRIVERS}/{driver}"), APPEAR_LIMIT):
+        raise EngineError(f"modprobe {driver} succeeded, but there is no driver {driver} on the PCI bus.")
+
+
+# --- Files ---------------------------------------------------------------------------------------------------------
+
+
+def _declare(host: Host, args: Args) -> None:
+    _set_entry(host, args, args["entry"])
+
+
+def _undo_declare(host: Host, args: Args) -> None:
+    _set_entry(host, args, args["previous"])
+
+
+def _set_entry(host: Host, args: Args, entry: Mapping[str, Any] | None) -> None:
+    document = store.load(host.files, args["resource"])
+    if entry is None:
+        document["devices"].pop(args["address"], None)
+    else:
+        document["devices"][args["address"]] = entry
+    store.save(host.files, args["resource"], document)
+
+
+def _write_file(host: Host, args: Args) -> None:
+    _set_file(host, args, args["text"])
+
+
+def _undo_write_file(host: Host, args: Args) -> None:
+    _set_file(host, args, args["previous"])
+
+
+def _set_file(host: Host, args: Args, text: str | None) -> None:
+    try:
+        if text is None:
+            host.files.remove(args["path"])
+        else:
+            host.files.replace(args["path"], text, args.get("mode", 0o644))
+    except OSError as error:
+        raise EngineError(f"{args['path']} cannot be written: {explain(error)}.") from None
+
+
+#: Kind of action -> how it is done and undone.
+TABLE: Mapping[str, Step] = {
+    "set_vf_count": Step(_set_vf_count, _undo_vf_count),
+    "bind": Step(_bind, _undo_bind),
+    "release": Step(_release, _undo_bind),
+    "declare": Step(_declare, _undo_declare),
+    "write_file": Step(_write_file, _undo_write_file),
+    "grub_mkconfig": Step(grub.make_config, grub.undo_config),
+    "install_replay": Step(boot.install, boot.undo_install),
+    "remove_replay": Step(boot.remove, boot.undo_remove),
+}

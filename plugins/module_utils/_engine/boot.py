@@ -1,0 +1,219 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The boot replay's files on the host: the engine itself, systemd units, udev rules, the operator's command.
+
+Everything is installed by one action with the first declared device and removed with the last. The engine stands in
+/var, so a read-only /usr is no obstacle, below a folder named by its content: 'current' is swung over in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .errors import EngineError
+from .host import Files, Host
+from .model import HOST, Action, State
+
+HOME = "/var/lib/iovirt"
+CURRENT = f"{HOME}/engine/current"
+UNITS = "/etc/systemd/system"
+UNIT = "iovirt-replay.service"
+WANTED = f"{UNITS}/multi-user.target.wants/{UNIT}"
+RULES = "/etc/udev/rules.d/99-iovirt.rules"
+COMMAND = "/usr/local/sbin/iovirt"
+PACKAGE = "iovirt_engine"
+
+_NOTE = "# Written by iovirt.host; removed with the last device that the collection owns."
+
+# Before network-pre.target: the VFs are there when the network is configured. Before libvirt: they are there when a
+# guest starts by itself. No default dependencies: those would order it after basic.target, far too late.
+_BOOT_UNIT = f"""{_NOTE}
+[Unit]
+Description=iovirt.host: put virtual functions and drivers back
+Documentation=https://github.com/iovirt/host
+DefaultDependencies=no
+RequiresMountsFor=/etc/iovirt {HOME}
+After=local-fs.target systemd-udev-trigger.service systemd-modules-load.service
+Wants=network-pre.target
+Before=network-pre.target libvirtd.service virtqemud.service virtnodedevd.service shutdown.target
+Conflicts=shutdown.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=%(python)s -I {CURRENT} replay
+TimeoutStartSec=180
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_DEVICE_UNIT = f"""{_NOTE}
+[Unit]
+Description=iovirt.host: put virtual functions and drivers of %%i back
+Documentation=https://github.com/iovirt/host
+After={UNIT}
+
+[Service]
+Type=oneshot
+ExecStart=%(python)s -I {CURRENT} replay --device %%i
+TimeoutStartSec=180
+"""
+
+_COMMAND = f"""#!/bin/sh
+{_NOTE}
+exec %(python)s -I {CURRENT} "$@"
+"""
+
+_MAIN = f"""import sys
+
+from {PACKAGE} import cli
+
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def wanted_files(python: str, declared: Collection[str]) -> dict[str, tuple[str, int]]:
+    """Path -> content and mode of everything but the engine."""
+    fill = {"python": python}
+    return {
+        f"{UNITS}/{UNIT}": (_BOOT_UNIT % fill, 0o644),
+        f"{UNITS}/iovirt-replay@.service": (_DEVICE_UNIT % fill, 0o644),
+        RULES: (_rules(declared), 0o644),
+        COMMAND: (_COMMAND % fill, 0o755),
+    }
+
+
+def _rules(declared: Collection[str]) -> str:
+    """A driver that comes back (reload, firmware reset) finds its device as it was declared. Events of vfio-pci are our
+    own doing."""
+    rule = (
+        'ACTION=="bind", SUBSYSTEM=="pci", KERNEL=="%(a)s", ENV{DRIVER}!="vfio-pci", '
+        'RUN+="/bin/systemctl --no-block start iovirt-replay@%(a)s.service"'
+    )
+    return "\n".join([_NOTE, *(rule % {"a": address} for address in sorted(declared))]) + "\n"
+
+
+def engine_files(sources: Mapping[str, str]) -> dict[str, str]:
+    """Path below the version's folder -> content."""
+    return {"__main__.py": _MAIN, **{f"{PACKAGE}/{name}": text for name, text in sources.items()}}
+
+
+def version(sources: Mapping[str, str]) -> str:
+    """The name of an engine's folder: by its content, so that no two engines share one."""
+    digest = hashlib.sha256()
+    for name, text in sorted(engine_files(sources).items()):
+        digest.update(f"{name}\0{text}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def read(files: Files, python: str) -> dict[str, Any]:
+    """What is installed: the version of the engine and the text of each file."""
+    return {
+        "version": files.link(CURRENT),
+        "enabled": files.link(WANTED) is not None,
+        "files": {path: files.text(path) for path in wanted_files(python, ())},
+    }
+
+
+def plan(state: State, declared: Collection[str], wanted_version: str, python: str) -> list[Action]:
+    """Install, refresh or remove the replay, by whether any device is declared."""
+    now = state.replay
+    if not declared:
+        return [_removal(now)] if now["version"] else []
+    wanted = {path: text for path, (text, _mode) in wanted_files(python, declared).items()}
+    if now["version"] == wanted_version and now["enabled"] and now["files"] == wanted:
+        return []
+    return [
+        Action(
+            kind="install_replay",
+            unit=HOST,
+            text=f"install the boot replay in {CURRENT} (engine {wanted_version}) with {UNIT} and {RULES}",
+            args={"version": wanted_version, "declared": sorted(declared), "previous": now},
+            before={"replay": _summary(now["version"], now["files"][RULES])},
+            after={"replay": _summary(wanted_version, wanted[RULES])},
+        )
+    ]
+
+
+def _summary(engine: str | None, rules: str | None) -> Any:
+    if engine is None:
+        return None
+    return {"engine": engine, "rules": (rules or "").splitlines()[1:]}
+
+
+def _removal(now: Mapping[str, Any]) -> Action:
+    return Action(
+        kind="remove_replay",
+        unit=HOST,
+        text=f"remove the boot replay: nothing is declared any more ({CURRENT}, {UNIT}, {RULES})",
+        args={"previous": now},
+        before={"replay": _summary(now["version"], now["files"].get(RULES))},
+        after={"replay": None},
+    )
+
+
+def install(host: Host, args: Mapping[str, Any]) -> None:
+    if host.sources is None:
+        raise EngineError("internal: this door carries no engine to install.")
+    folder = f"{HOME}/engine/{args['version']}"
+    for name, text in engine_files(host.sources()).items():
+        host.files.replace(f"{folder}/{name}", text)
+    for path, (text, mode) in wanted_files(host.python, args["declared"]).items():
+        host.files.replace(path, text, mode)
+    host.files.symlink(args["version"], CURRENT)
+    host.files.symlink(f"../{UNIT}", WANTED)
+    _reload(host)
+    _remove_engines(host, keep=args["version"])
+
+
+def undo_install(host: Host, args: Mapping[str, Any]) -> None:
+    previous = args["previous"]
+    if not previous["version"]:
+        remove(host, args)
+        return
+    # The engine before this one may be gone; this one reads the same documents, so it stays.
+    for path, text in previous["files"].items():
+        if text is not None:
+            host.files.replace(path, text, 0o755 if path == COMMAND else 0o644)
+    _reload(host)
+
+
+def remove(host: Host, args: Mapping[str, Any]) -> None:
+    for path in (WANTED, *wanted_files(host.python, ()), CURRENT):
+        host.files.remove(path)
+    _remove_engines(host, keep="")
+    for path in (f"{HOME}/engine", HOME):
+        if not host.files.names(path):
+            host.files.remove(path)
+    _reload(host)
+
+
+def undo_remove(host: Host, args: Mapping[str, Any]) -> None:
+    """The next run that declares a device installs it again; a half-removed replay is worse than none."""
+
+
+def _remove_engines(host: Host, keep: str) -> None:
+    for name in host.files.names(f"{HOME}/engine"):
+        if name not in (keep, "current"):
+            _remove_tree(host.files, f"{HOME}/engine/{name}")
+
+
+def _remove_tree(files: Files, path: str) -> None:
+    for name in files.names(path):
+        _remove_tree(files, f"{path}/{name}")
+    files.remove(path)
+
+
+def _reload(host: Host) -> None:
+    """Both daemons read their files again. A host without them (a container) has nothing to replay at boot."""
+    for argv in (["systemctl", "daemon-reload"], ["udevadm", "control", "--reload"]):
+        if not host.files.exists("/run/systemd/system"):
+            return
+        code, _out, err = host.run(argv)
+        if code:
+            raise EngineError(f"{' '.join(argv)} failed: {err.strip() or code}.")

@@ -1,0 +1,101 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The kernel command line, read as the kernel reads it (kernel/params.c, lib/cmdline.c) and compared by key.
+
+A comparison of strings reboots a host for nothing: a running 'intel_iommu=on,sm_on' satisfies a wished
+'intel_iommu=on'.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+#: Keys whose value is a set of members, and which members exclude each other
+#: (Documentation/admin-guide/kernel-parameters.txt).
+SETS: Mapping[str, tuple[frozenset[str], ...]] = {
+    "intel_iommu": (frozenset({"on", "off"}), frozenset({"sm_on", "sm_off"})),
+    "amd_iommu": (frozenset({"on", "off"}), frozenset({"force_enable", "off"})),
+    "iommu": (frozenset({"off", "force", "noforce", "soft"}), frozenset({"pt", "nopt"}), frozenset({"merge", "nomerge"})),
+}
+
+#: Keys that are meant to be repeated: each occurrence counts by itself.
+REPEATED = frozenset({"console", "earlycon", "hugepages", "hugepagesz", "module_blacklist"})
+
+_PARAMETER = re.compile(r"[A-Za-z0-9_.:-]+(=[^\s\"'`$\\]*)?")
+
+
+def split(line: str) -> list[str]:
+    """The words of a command line. Blanks inside double quotes do not divide (next_arg in lib/cmdline.c)."""
+    words: list[str] = []
+    word, quoted = "", False
+    for char in line:
+        if char == '"':
+            quoted = not quoted
+        if char.isspace() and not quoted:
+            words += [word] if word else []
+            word = ""
+        else:
+            word += char
+    return words + ([word] if word else [])
+
+
+def key_of(word: str) -> str:
+    """The key of a word. The kernel takes '-' and '_' in a name for the same (parameq in kernel/params.c)."""
+    return word.partition("=")[0].replace("-", "_")
+
+
+def value_of(word: str) -> str | None:
+    key, equals, value = word.partition("=")
+    return value if equals else None
+
+
+def invalid(word: str) -> str | None:
+    """Why a wished parameter cannot be written, or None."""
+    if not word or word.startswith("="):
+        return "has no key"
+    if any(char in word for char in "\n\r\0"):
+        return "has a line break"
+    if not _PARAMETER.fullmatch(word):
+        return "holds a blank, a quote or a character that the boot loader's configuration would interpret"
+    return None
+
+
+def satisfied(words: Sequence[str], wish: str) -> bool:
+    """Does a command line already say what is wished?"""
+    key, value = key_of(wish), value_of(wish)
+    values = [value_of(word) for word in words if key_of(word) == key]
+    if key in REPEATED:
+        return value in values
+    if key in SETS and value is not None:
+        return set(value.split(",")) <= set(effective_members(key, values))
+    return bool(values) and values[-1] == value
+
+
+def effective_members(key: str, values: Iterable[str | None]) -> list[str]:
+    """The members in force of a key that is a set: a later one puts out those that it excludes."""
+    members: list[str] = []
+    for value in values:
+        for member in (value or "").split(","):
+            excluded = {m for group in SETS[key] if member in group for m in group}
+            members = [m for m in members if m not in excluded and m != member]
+            members += [member] if member else []
+    return members
+
+
+def merged(words: Sequence[str], wish: str) -> str:
+    """The wish as it has to be written, so that members of the same key that it does not speak of stay."""
+    key, value = key_of(wish), value_of(wish)
+    if key not in SETS or value is None:
+        return wish
+    present = [value_of(word) for word in words if key_of(word) == key]
+    return f"{wish.partition('=')[0]}={','.join(effective_members(key, [*present, value]))}"
+
+
+def matches(word: str, pattern: str) -> bool:
+    """Is this the parameter that is wished away? 'key' means whatever value it has, 'key=value' that value alone."""
+    if key_of(word) != key_of(pattern):
+        return False
+    return "=" not in pattern or value_of(word) == value_of(pattern)

@@ -1,0 +1,159 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one way through: read, match, plan, apply, report. Every door calls these functions and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import boot, read, report, store
+from .apply import Outcome, apply
+from .errors import EngineError
+from .host import Host
+from .model import Plan, Refusal, State
+from .read import Needs
+from .resources import iommu, kernel_cmdline, sriov, vfio
+from .resources.common import Options
+
+#: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
+RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio}
+
+#: Seconds that a run waits for another one to end.
+LOCK_LIMIT = 120.0
+
+#: Steps that take something from whoever has it.
+_TAKING = ("set_vf_count", "bind", "release")
+
+Wishes = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a door calls."""
+
+    check: bool = False
+    who: str = "iovirt"
+    #: Record the wishes and keep the boot replay installed. The replay itself does neither.
+    declare: bool = True
+
+
+def devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
+    """Make all device resources as wished, in one reading, one plan and one go."""
+    with _turn(host, call):
+        return _devices(host, wishes, options, call)
+
+
+def _turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
+    """One door at a time. Check mode only looks, and leaves not even a lock file behind."""
+    if call.check:
+        return contextlib.nullcontext()
+    return host.files.lock(store.LOCK, LOCK_LIMIT, call.who)
+
+
+def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
+    state = _read(host, wishes)
+    plan = plan_devices(host, state, wishes, options, call.declare)
+    if any(action.kind in _TAKING for action in plan.actions) and not plan.refusals:
+        # Only now is it worth looking into every process of the host.
+        state = read.with_users(host, state)
+        plan = plan_devices(host, state, wishes, options, call.declare)
+    _raise_refusals(plan.refusals)
+    outcome = Outcome()
+    if not call.check and plan.doable:
+        outcome = apply(host, plan)
+        state = read.read_state(host, Needs())
+    return report.result(plan, outcome, {name: RESOURCES[name].info(state) for name in wishes})
+
+
+def _read(host: Host, wishes: Wishes) -> State:
+    drivers: frozenset[str] = frozenset().union(*(RESOURCES[name].needs(list_) for name, list_ in wishes.items()))
+    state = read.read_state(host, Needs(drivers=drivers))
+    if state.iommu.active or not any(driver.startswith("vfio") for driver in drivers):
+        return state
+    return replace(state, iommu=replace(state.iommu, after_reboot=_iommu_after_reboot(host, state)))
+
+
+def _iommu_after_reboot(host: Host, state: State) -> bool | None:
+    try:
+        return iommu.next_boot(state.iommu, kernel_cmdline.read(host.files))
+    except EngineError:
+        # A boot loader that we do not know: then nobody here knows what the next boot brings.
+        return None
+
+
+def plan_devices(host: Host, state: State, wishes: Wishes, options: Options, declare: bool) -> Plan:
+    """The plan for all resources. Pure but for the engine's own sources, which it digests for the replay."""
+    plan = Plan()
+    declared = {name: dict(state.stored[name]["devices"]) for name in store.RESOURCES}
+    for name, resource in RESOURCES.items():
+        if name not in wishes:
+            continue
+        part = resource.plan(state, wishes[name], options)
+        part.actions = [a for a in part.actions if declare or a.kind != "declare"]
+        plan.extend(part)
+        for action in part.actions:
+            if action.kind == "declare":
+                _note(declared[name], action.args)
+    plan.refusals += _ruled_twice(declared)
+    if declare and host.sources is not None:
+        _add_replay(host, state, plan, {address for entries in declared.values() for address in entries})
+    return plan
+
+
+def _note(entries: dict[str, Any], args: Mapping[str, Any]) -> None:
+    if args["entry"] is None:
+        entries.pop(args["address"], None)
+    else:
+        entries[args["address"]] = args["entry"]
+
+
+def _ruled_twice(declared: Mapping[str, Mapping[str, Any]]) -> list[Refusal]:
+    both = sorted(set(declared["sriov"]) & set(declared["vfio"]))
+    return [
+        Refusal(address, "both sriov and vfio name it.", "Let one of them rule it; nothing was changed.")
+        for address in both
+    ]
+
+
+def _add_replay(host: Host, state: State, plan: Plan, declared: Collection[str]) -> None:
+    """Installing goes first, so that a crash in the middle is mended at the next boot; removing goes last."""
+    if host.sources is None:
+        return
+    version = boot.version(host.sources()) if declared else ""
+    actions = boot.plan(state, declared, version, host.python)
+    plan.actions = [*actions, *plan.actions] if declared else [*plan.actions, *actions]
+
+
+def _raise_refusals(refusals: Sequence[Refusal]) -> None:
+    if refusals:
+        raise EngineError("\n".join(dict.fromkeys(refusal.sentence() for refusal in refusals)))
+
+
+def host_iommu(host: Host, state: str, mode: str | None, prove: bool, call: Call) -> dict[str, Any]:
+    """Make the IOMMU as wished by the next boot; with `prove`, fail where it should be so by now."""
+    with _turn(host, call):
+        parameters = kernel_cmdline.read(host.files)
+        now = read.read_iommu(host.files)
+        plan = iommu.plan(now, parameters, state, mode)
+        _raise_refusals(plan.refusals)
+        failed = iommu.proof(now, parameters, state, mode) if prove and state != "absent" else None
+        if failed:
+            raise EngineError(failed)
+        outcome = apply(host, plan) if not call.check and plan.doable else Outcome()
+    return report.result(plan, outcome, {"iommu": iommu.info(now)})
+
+
+def host_cmdline(host: Host, wish: kernel_cmdline.Wish, call: Call) -> dict[str, Any]:
+    """Make the kernel command line of the next boot as wished."""
+    with _turn(host, call):
+        parameters = kernel_cmdline.read(host.files)
+        plan = kernel_cmdline.plan(parameters, wish)
+        _raise_refusals(plan.refusals)
+        outcome = apply(host, plan) if not call.check and plan.doable else Outcome()
+        after = kernel_cmdline.read(host.files) if outcome.done else parameters
+    return report.result(plan, outcome, {"kernel_cmdline": kernel_cmdline.info(after)})

@@ -1,0 +1,127 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What must not be taken away by surprise. The kernel does not protect any of it (docs/safety.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from .model import Function, Netdev, Refusal, State
+
+#: Drivers under which a function may sit in a group that a guest uses (drivers/vfio/vfio_main.c of old, and the
+#: no-driver rule of iommu_group_claim_dma_owner, drivers/iommu/iommu.c). Bridges never need a driver change.
+HARMLESS_DRIVERS = ("pci-stub", "pcieport")
+
+
+def before_unbind(state: State, function: Function, allow: Collection[str]) -> list[Refusal]:
+    """What stands against taking the driver away from a function."""
+    found = list(_lost_network(state, function)) + list(_lost_disks(function)) + list(_users(state, function))
+    if function.boot_vga and function.class_code.startswith("03"):
+        found.append(_refusal(function, "console", "it is the GPU that shows the console (boot_vga)."))
+    return [refusal for refusal in found if refusal.danger not in allow]
+
+
+def before_recount(state: State, pf: Function, allow: Collection[str]) -> list[Refusal]:
+    """What stands against changing the number of VFs: all present VFs vanish, and the PF's link goes down."""
+    found = list(_flapping(state, pf))
+    for address in (pf.sriov.vfs if pf.sriov else {}).values():
+        vf = state.functions.get(address)
+        if vf:
+            found += list(_lost_network(state, vf)) + list(_lost_disks(vf)) + list(_users(state, vf))
+    return [refusal for refusal in found if refusal.danger not in allow]
+
+
+def before_assignment(state: State, function: Function, going: Collection[str], allow: Collection[str]) -> list[Refusal]:
+    """What stands against giving a function to a guest: siblings in its IOMMU group that the host goes on using.
+    `going` are the functions that the same call takes from the host as well."""
+    group = state.iommu.groups.get(function.group or "")
+    for address in group.members if group else ():
+        sibling = state.functions.get(address)
+        if sibling is None or address == function.address or address in going or sibling.is_bridge:
+            continue
+        if sibling.driver and not sibling.driver.startswith("vfio") and sibling.driver not in HARMLESS_DRIVERS:
+            reason = (
+                f"its IOMMU group {function.group} also holds {address}, which the host uses (driver {sibling.driver}): "
+                "no guest can take one without the other."
+            )
+            if "group" not in allow:
+                return [_refusal(function, "group", reason)]
+    return []
+
+
+def _refusal(function: Function, danger: str, reason: str) -> Refusal:
+    way_out = f"Nothing was changed. Where this is meant, allow it by name: allow: [{danger}]."
+    return Refusal(function.address, reason, way_out, danger)
+
+
+def _netdevs(state: State, function: Function) -> list[Netdev]:
+    return [state.netdevs[name] for name in function.netdevs if name in state.netdevs]
+
+
+def _reach(state: State, netdev: Netdev) -> Iterator[tuple[Netdev, bool]]:
+    """The netdev and all above it (bond, bridge, VLAN, macvlan), each with: is this one of several ways down?"""
+    todo = [(netdev, False)]
+    seen = set()
+    while todo:
+        current, shared = todo.pop()
+        if current.name in seen:
+            continue
+        seen.add(current.name)
+        yield current, shared
+        for name in current.uppers:
+            upper = state.netdevs.get(name)
+            if upper:
+                others = [state.netdevs[n] for n in upper.lowers if n != current.name and n in state.netdevs]
+                todo.append((upper, shared or any(other.carrier for other in others)))
+
+
+def _carries(state: State, netdev: Netdev) -> str | None:
+    """What would be lost with a netdev."""
+    if netdev.name == state.control_netdev:
+        return "the path to the controller"
+    if netdev.default_route:
+        return "the default route"
+    if netdev.addresses:
+        return f"the address {netdev.addresses[0]}"
+    return None
+
+
+def _lost_network(state: State, function: Function) -> Iterator[Refusal]:
+    for netdev in _netdevs(state, function):
+        for reached, shared in _reach(state, netdev):
+            what = _carries(state, reached)
+            if not what:
+                continue
+            through = "" if reached.name == netdev.name else f" through {reached.name}"
+            if shared:
+                reason = f"its port {netdev.name} is one leg of {reached.name}, which carries {what}."
+                yield _refusal(function, "link_flap", reason)
+            else:
+                reason = f"its port {netdev.name} carries {what}{through}."
+                yield _refusal(function, "management", reason)
+            break
+
+
+def _flapping(state: State, pf: Function) -> Iterator[Refusal]:
+    """Many drivers close and reopen a running port when the count changes (seen: igb)."""
+    for netdev in _netdevs(state, pf):
+        used = next((what for reached, _shared in _reach(state, netdev) if (what := _carries(state, reached))), None)
+        used = used or (f"a leg of {netdev.uppers[0]}" if netdev.uppers else None)
+        if netdev.up and netdev.carrier and used:
+            reason = f"changing its number of VFs takes the running link of {netdev.name} ({used}) down for a moment."
+            yield _refusal(pf, "link_flap", reason)
+
+
+def _lost_disks(function: Function) -> Iterator[Refusal]:
+    if function.disks_in_use:
+        reason = f"the host uses a disk of it: {', '.join(function.disks_in_use)}."
+        yield _refusal(function, "boot_disk", reason)
+
+
+def _users(state: State, function: Function) -> Iterator[Refusal]:
+    users = (state.users or {}).get(function.group or "")
+    if users:
+        reason = f"it is in use by {', '.join(users)} (IOMMU group {function.group} is held open)."
+        yield _refusal(function, "in_use", reason)

@@ -1,0 +1,300 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The two objects through which the engine touches a host: a root-relative file system and a command runner.
+
+Unit tests, the simulated kernel and the benchmarks hand in their own. Paths are always absolute as seen on the host
+('/sys/...', '/etc/...') and are placed below the root; no path is built from input that was not checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Callable, Protocol
+
+from .errors import EngineError, Stuck, explain
+
+#: argv, input -> exit status, standard output, standard error.
+Run = Callable[[list[str]], tuple[int, str, str]]
+
+#: Attributes of sysfs are at most one page (Documentation/filesystems/sysfs.rst); resource tables are a little more.
+ATTRIBUTE_LIMIT = 65536
+
+
+class Files(Protocol):
+    """What the engine asks of a file system. FileSystem is the real one."""
+
+    def attr(self, path: str) -> str | None: ...
+    def text(self, path: str) -> str | None: ...
+    def names(self, path: str) -> list[str]: ...
+    def exists(self, path: str) -> bool: ...
+    def link(self, path: str) -> str | None: ...
+    def resolve(self, path: str) -> str: ...
+    def mode(self, path: str) -> int | None: ...
+    def write(self, path: str, data: str, limit: float | None = None) -> None: ...
+    def replace(self, path: str, text: str, mode: int = 0o644) -> None: ...
+    def remove(self, path: str) -> None: ...
+    def symlink(self, target: str, path: str) -> None: ...
+    def lock(self, path: str, limit: float, who: str) -> contextlib.AbstractContextManager[None]: ...
+
+
+class FileSystem:
+    """The real file system below a root."""
+
+    def __init__(self, root: str = "/") -> None:
+        self._root = os.path.realpath(root).rstrip("/")
+
+    def _real(self, path: str) -> str:
+        if not path.startswith("/") or "/../" in path + "/":
+            raise EngineError(f"internal: {path!r} is not an absolute path without '..'")
+        return self._root + path
+
+    def attr(self, path: str) -> str | None:
+        """A sysfs or procfs attribute without its line end; None when it is not there or the driver gives none."""
+        try:
+            handle = os.open(self._real(path), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return os.read(handle, ATTRIBUTE_LIMIT).decode("utf-8", "replace").strip()
+        except OSError:
+            return None
+        finally:
+            os.close(handle)
+
+    def text(self, path: str) -> str | None:
+        """A whole file; None when it is not there, an error when it is there and cannot be read."""
+        try:
+            with open(self._real(path), encoding="utf-8") as handle:
+                return handle.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UnicodeDecodeError as error:
+            raise EngineError(f"{path}: is not UTF-8 text ({error.reason})") from None
+        except OSError as error:
+            raise EngineError(f"{path}: cannot be read: {explain(error)}") from None
+
+    def names(self, path: str) -> list[str]:
+        """The entries of a directory, sorted; none when it is not there."""
+        try:
+            return sorted(os.listdir(self._real(path)))
+        except OSError:
+            return []
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(self._real(path))
+
+    def link(self, path: str) -> str | None:
+        """The last part of where a symbolic link points, as sysfs names things ('driver', 'iommu_group', 'physfn')."""
+        try:
+            return os.path.basename(os.readlink(self._real(path)))
+        except OSError:
+            return None
+
+    def resolve(self, path: str) -> str:
+        """The path with all symbolic links followed, again as seen on the host."""
+        real = os.path.realpath(self._real(path))
+        return real[len(self._root) :] or "/"
+
+    def mode(self, path: str) -> int | None:
+        """The permission bits of a file; None when it is not there."""
+        try:
+            return os.stat(self._real(path)).st_mode & 0o7777
+        except OSError:
+            return None
+
+    def write(self, path: str, data: str, limit: float | None = None) -> None:
+        """Write an attribute. With a limit (seconds) the write runs in a detached child, because the kernel may
+        hold it for ever and a writer in that state cannot be killed (docs/kernel-facts.md)."""
+        if limit is None:
+            _write_attribute(self._real(path), data)
+        else:
+            _write_detached(self._real(path), data, limit)
+
+    def replace(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Write a file so that after a crash either the old or the new content is there, never half of one."""
+        real = self._real(path)
+        folder = os.path.dirname(real)
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        temporary = f"{real}.iovirt-{os.getpid()}"
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fchmod(stream.fileno(), mode)
+                os.fsync(stream.fileno())
+            os.rename(temporary, real)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(folder)
+
+    def remove(self, path: str) -> None:
+        """Remove a file or an empty directory; nothing happens when it is not there."""
+        real = self._real(path)
+        try:
+            if os.path.isdir(real) and not os.path.islink(real):
+                os.rmdir(real)
+            else:
+                os.unlink(real)
+        except FileNotFoundError:
+            return
+
+    def symlink(self, target: str, path: str) -> None:
+        """Point a symbolic link somewhere, in one step for whoever reads it meanwhile."""
+        real = self._real(path)
+        os.makedirs(os.path.dirname(real), mode=0o755, exist_ok=True)
+        temporary = f"{real}.iovirt-{os.getpid()}"
+        os.symlink(target, temporary)
+        os.rename(temporary, real)
+
+    @contextlib.contextmanager
+    def lock(self, path: str, limit: float, who: str) -> Iterator[None]:
+        """Hold a lock file; wait up to limit seconds, then say who holds it."""
+        real = self._real(path)
+        os.makedirs(os.path.dirname(real), exist_ok=True)
+        handle = os.open(real, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _wait_for_lock(handle, path, limit)
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} ({who})".encode(), 0)
+            yield
+            os.ftruncate(handle, 0)
+        finally:
+            os.close(handle)
+
+
+def _wait_for_lock(handle: int, path: str, limit: float) -> None:
+    end = time.monotonic() + limit
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                holder = os.pread(handle, 200, 0).decode("utf-8", "replace") or "an unnamed process"
+                raise EngineError(
+                    f"{path}: held by {holder} for more than {limit:g} s. "
+                    "Wait until that run has ended, then run again; nothing was changed."
+                ) from None
+            time.sleep(0.1)
+
+
+def _write_attribute(real: str, data: str) -> None:
+    handle = os.open(real, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(handle, data.encode())
+    finally:
+        os.close(handle)
+
+
+def _write_detached(real: str, data: str, limit: float) -> None:
+    child = os.fork()
+    if child == 0:
+        _child_write(real, data)
+    end = time.monotonic() + limit
+    pause = 0.001
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        if time.monotonic() >= end:
+            raise Stuck(f"the write of {data!r} to {real} has not returned within {limit:g} s")
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else errno.EINTR
+    if code:
+        raise OSError(code, os.strerror(code), real)
+
+
+def _child_write(real: str, data: str) -> None:
+    """In the child: own session, no inherited descriptors (the lock's included), the error number as exit status."""
+    code = errno.EIO
+    try:
+        os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.closerange(0, 65536)
+        _write_attribute(real, data)
+        code = 0
+    except OSError as error:
+        code = error.errno or errno.EIO
+    finally:
+        os._exit(code)
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def run_command(argv: list[str]) -> tuple[int, str, str]:
+    """Run a command without a shell: the runner of the doors that have no Ansible (boot replay, operator's command).
+
+    Plain fork and exec, because the engine goes where ansible-test forbids the subprocess module. Output goes through
+    unlinked temporary files, so a talkative command cannot block on a full pipe.
+    """
+    streams = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr")]
+    child = os.fork()
+    if child == 0:
+        _child_exec(argv, streams)
+    status = os.waitpid(child, 0)[1]
+    texts = []
+    for stream in streams:
+        with os.fdopen(stream, "rb") as handle:
+            handle.seek(0)
+            texts.append(handle.read().decode("utf-8", "replace"))
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    return code, texts[0], texts[1]
+
+
+def _child_exec(argv: list[str], streams: list[int]) -> None:
+    try:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(streams[0], 1)
+        os.dup2(streams[1], 2)
+        os.execvpe(argv[0], argv, {**os.environ, "LC_ALL": "C", "PATH": os.defpath + ":/usr/sbin:/sbin"})
+    except OSError as error:
+        os.write(2, f"{argv[0]}: {error.strerror}".encode())
+    finally:
+        os._exit(127)
+
+
+@dataclass
+class Host:
+    """A host as the engine sees it."""
+
+    files: Files
+    run: Run
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    #: What the controller's connection comes in through ('SSH_CONNECTION' and the like); empty at boot.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: name -> source of the engine's files, for the copy that replays at boot; None where nothing is to be installed.
+    sources: Callable[[], Mapping[str, str]] | None = None
+    #: The Python that the installed copy runs under.
+    python: str = "/usr/bin/python3"
+
+    def wait(self, ready: Callable[[], bool], limit: float) -> bool:
+        """Poll until ready or until limit seconds have passed; the last answer."""
+        end = self.clock() + limit
+        pause = 0.01
+        while not ready():
+            if self.clock() >= end:
+                return False
+            self.sleep(pause)
+            pause = min(pause * 2, 0.2)
+        return True

@@ -1,0 +1,143 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Selectors: which functions of this host a wish speaks of."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .model import Function, Refusal, State
+
+#: Name -> PCI class code prefix (PCI Code and ID Assignment Specification; include/linux/pci_ids.h).
+CLASSES = {
+    "storage": "01",
+    "scsi": "0100",
+    "sata": "0106",
+    "nvme": "010802",
+    "network": "02",
+    "ethernet": "0200",
+    "infiniband": "0207",
+    "display": "03",
+    "multimedia": "04",
+    "audio": "0403",
+    "usb": "0c03",
+    "fibre_channel": "0c04",
+    "encryption": "10",
+    "accelerator": "12",
+}
+
+KEYS = ("address", "vendor", "device", "subsystem", "driver", "ifname", "mac", "serial", "class", "numa_node", "slot")
+
+_HEX4 = re.compile(r"(0x)?[0-9a-f]{4}")
+
+
+def check_selector(match: Mapping[str, Any]) -> str | None:
+    """What is wrong with a selector, or None. `vf` alone selects nothing: it only widens."""
+    named = {key: value for key, value in match.items() if value is not None and value != [] and key != "vf"}
+    if not named:
+        return "an empty match would mean every device of the host; name at least one key."
+    unknown = sorted(set(named) - set(KEYS))
+    if unknown:
+        return f"unknown key {', '.join(unknown)}; a selector knows {', '.join(KEYS)} and vf."
+    for key in ("vendor", "device"):
+        for value in named.get(key, []):
+            if not _HEX4.fullmatch(value.lower()):
+                return f"{key} {value!r} is not four hexadecimal digits; write it in quotes, as in \"8086\"."
+    for value in named.get("subsystem", []):
+        if not re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{4}", value.lower()):
+            return f'subsystem {value!r} is not vendor:device in hexadecimal digits, as in "8086:a04c".'
+    for value in named.get("class", []):
+        if value not in CLASSES and not re.fullmatch(r"0x[0-9a-f]{2}([0-9a-f]{2}){0,2}", value.lower()):
+            return f"class {value!r} is unknown; names are {', '.join(CLASSES)}, or a code as in \"0x0200\"."
+    return None
+
+
+def select(state: State, match: Mapping[str, Any]) -> list[Function]:
+    """The functions that a checked selector names, by address. Keys are ANDed, a list in a key is ORed."""
+    wide = bool(match.get("vf"))
+    return [f for f in state.functions.values() if (wide or f.physfn is None) and _matches(state, f, match)]
+
+
+def _matches(state: State, function: Function, match: Mapping[str, Any]) -> bool:
+    return all(
+        any(_key_matches(state, function, key, value) for value in match[key])
+        for key in KEYS
+        if match.get(key) not in (None, [])
+    )
+
+
+def _key_matches(state: State, function: Function, key: str, value: Any) -> bool:
+    if key == "address":
+        return fnmatch.fnmatchcase(function.address, value.lower())
+    if key == "class":
+        return function.class_code.startswith(CLASSES.get(value, value.lower()[2:]))
+    if key == "driver":
+        return function.native == value
+    if key == "ifname":
+        return any(fnmatch.fnmatchcase(name, value) for name in _known_names(state, function))
+    if key == "mac":
+        return value.lower() in _known_macs(state, function)
+    if key == "numa_node":
+        return function.numa_node == int(value)
+    if key in ("vendor", "device"):
+        return value.lower().rpartition("0x")[2] == getattr(function, key)
+    return str(getattr(function, key)).lower() == str(value).lower()
+
+
+def _identity(state: State, function: Function) -> Mapping[str, Any]:
+    """What an earlier call remembered of a device whose netdev is gone now, so that it still matches."""
+    for document in state.stored.values():
+        entry = document["devices"].get(function.address)
+        if entry:
+            identity: Mapping[str, Any] = entry["identity"]
+            return identity
+    return {}
+
+
+def _known_names(state: State, function: Function) -> Sequence[str]:
+    remembered = _identity(state, function).get("ifname", "")
+    return function.netdevs or ((remembered,) if remembered else ())
+
+
+def _known_macs(state: State, function: Function) -> list[str]:
+    macs = [state.netdevs[name].mac for name in function.netdevs if name in state.netdevs]
+    return macs or [_identity(state, function).get("mac", "")]
+
+
+def describe(match: Mapping[str, Any]) -> str:
+    """A selector as a person would say it: 'driver=igb, numa_node=0'."""
+    named = {k: v for k, v in match.items() if v not in (None, [], False)}
+    return ", ".join(f"{k}={'|'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in named.items())
+
+
+def resolve(state: State, wish: Mapping[str, Any], label: str) -> tuple[list[Function], list[Refusal]]:
+    """The devices of one wish, or the reason why it has none. `label` says where the wish stands: 'sriov[0]'."""
+    match = wish.get("match") or {}
+    wrong = check_selector(match)
+    if wrong:
+        return [], [Refusal(label, f"the match is not usable: {wrong}", "Nothing was changed.")]
+    found = select(state, match)
+    expect = wish.get("expect")
+    if expect is not None and len(found) != expect:
+        names = ", ".join(f.address for f in found) or "none"
+        return [], [
+            Refusal(
+                label,
+                f"expect: {expect}, but {len(found)} devices match ({describe(match)}): {names}.",
+                "Correct the selector or the number; nothing was changed.",
+            )
+        ]
+    if not found and expect is None and wish.get("state", "present") == "present":
+        return [], [
+            Refusal(
+                label,
+                f"no device of this host matches ({describe(match)}).",
+                "iovirt.host.host_info lists them with all that a selector can name; nothing was changed.",
+            )
+        ]
+    return found, []

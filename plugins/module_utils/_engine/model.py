@@ -1,0 +1,196 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The plain values of the engine: what a host is, what shall be done, what must not be done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: How sure an announced action is.
+CERTAIN = "certain"
+PREDICTED = "predicted"
+AFTER_REBOOT = "after_reboot"
+
+#: Every danger that can be allowed by its own name (docs/safety.md).
+DANGERS = ("management", "link_flap", "in_use", "boot_disk", "console", "group", "foreign", "sealed_disk")
+
+#: The group of actions that belong to no single device; they run first and everything depends on them.
+HOST = "host"
+
+
+@dataclass(frozen=True)
+class Netdev:
+    """A network device. `addresses` holds the global ones only: a link-local address is nobody's way in."""
+
+    name: str
+    mac: str = ""
+    up: bool = False
+    carrier: bool = False
+    addresses: tuple[str, ...] = ()
+    default_route: bool = False
+    uppers: tuple[str, ...] = ()
+    lowers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sriov:
+    """The SR-IOV capability of a physical function. `vfs` maps VF index to PCI address, read from the virtfnN links:
+    reading sriov_numvfs can hang (docs/kernel-facts.md)."""
+
+    total: int
+    autoprobe: bool = True
+    offset: int = 0
+    stride: int = 0
+    vf_device: str = ""
+    vfs: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A PCI function as sysfs shows it."""
+
+    address: str
+    vendor: str
+    device: str
+    subsystem: str = ""
+    class_code: str = ""
+    driver: str | None = None
+    override: str | None = None
+    #: The driver that it has when nothing overrides it.
+    native: str | None = None
+    numa_node: int = -1
+    slot: str = ""
+    group: str | None = None
+    physfn: str | None = None
+    serial: str = ""
+    netdevs: tuple[str, ...] = ()
+    #: Block devices of this function that something on the host uses, with the user: '/boot', 'swap', 'dm-0'.
+    disks_in_use: tuple[str, ...] = ()
+    boot_vga: bool = False
+    sriov: Sriov | None = None
+
+    @property
+    def is_bridge(self) -> bool:
+        return self.class_code.startswith("06")
+
+
+@dataclass(frozen=True)
+class Group:
+    """An IOMMU group."""
+
+    number: str
+    type: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Iommu:
+    """The IOMMU now (units, groups) and what the next boot will make of it, where that was asked."""
+
+    tables: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    interrupt_remapping: bool = False
+    #: Does the next boot switch translation on? None: not asked, or nobody knows.
+    after_reboot: bool | None = None
+
+    @property
+    def active(self) -> bool:
+        return bool(self.groups)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a host is. A plain value: nothing is read after it is made."""
+
+    functions: Mapping[str, Function] = field(default_factory=dict)
+    netdevs: Mapping[str, Netdev] = field(default_factory=dict)
+    iommu: Iommu = field(default_factory=Iommu)
+    #: Drivers registered on the PCI bus.
+    drivers: frozenset[str] = frozenset()
+    #: Of the drivers that were asked for: those that a module of the running kernel provides.
+    loadable: frozenset[str] = frozenset()
+    #: IOMMU group -> processes that hold it open. None: not read (only needed before something is taken away).
+    users: Mapping[str, tuple[str, ...]] | None = None
+    #: Network device through which the controller is connected.
+    control_netdev: str | None = None
+    #: vfio-pci loaded with enable_sriov: then, and only then, does it create VFs.
+    vfio_sriov: bool = False
+    #: The boot replay as installed (boot.py).
+    replay: Mapping[str, Any] = field(default_factory=dict)
+    #: resource -> what an earlier call declared (store.py).
+    stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Action:
+    """One step on the host. `unit` is the device that shares its fate: when a step fails, the steps before it on
+    that device are undone. `before` and `after` feed the diff."""
+
+    kind: str
+    unit: str
+    text: str
+    certainty: str = CERTAIN
+    args: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "device": self.unit,
+            "action": self.kind,
+            "text": self.text,
+            "certainty": self.certainty,
+            "before": dict(self.before),
+            "after": dict(self.after),
+        }
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that will not be done. With a danger it can be allowed by that name."""
+
+    device: str
+    reason: str
+    way_out: str
+    danger: str | None = None
+
+    def sentence(self) -> str:
+        return f"{self.device}: {self.reason} {self.way_out}"
+
+
+@dataclass
+class Plan:
+    """What would be done, what will not, and what follows from it."""
+
+    actions: list[Action] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    reboot_reasons: list[str] = field(default_factory=list)
+    predicted: dict[str, Any] = field(default_factory=dict)
+    #: Facts of the devices that were named, as they will be, keyed by address.
+    devices: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def doable(self) -> list[Action]:
+        return [action for action in self.actions if action.certainty != AFTER_REBOOT]
+
+    @property
+    def waiting(self) -> list[Action]:
+        return [action for action in self.actions if action.certainty == AFTER_REBOOT]
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.doable)
+
+    def extend(self, other: Plan) -> None:
+        self.actions += other.actions
+        self.refusals += other.refusals
+        self.warnings += other.warnings
+        self.reboot_reasons += [reason for reason in other.reboot_reasons if reason not in self.reboot_reasons]
+        self.predicted.update(other.predicted)
+        self.devices.update(other.devices)

@@ -1,0 +1,316 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Read a host once and make a plain value of it. One process is started (ip); everything else is files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import aliases, boot, store
+from .errors import EngineError
+from .host import Files, Host
+from .model import Function, Group, Iommu, Netdev, Sriov, State
+
+DEVICES = "/sys/bus/pci/devices"
+DRIVERS = "/sys/bus/pci/drivers"
+ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+#: ACPI tables by which the firmware offers an IOMMU: VT-d, AMD-Vi, ARM SMMU.
+IOMMU_TABLES = ("DMAR", "IVRS", "IORT")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is read only when a wish asks for it."""
+
+    drivers: frozenset[str] = frozenset()
+    users: bool = False
+
+
+def read_state(host: Host, needs: Needs) -> State:
+    """The state of the host. Raises EngineError when a fact that guards depend on cannot be had."""
+    files = host.files
+    stored = store.load_all(files)
+    netdevs = _read_netdevs(host)
+    drivers = frozenset(files.names(DRIVERS))
+    functions = _read_functions(files, stored, drivers)
+    iommu = read_iommu(files)
+    state = State(
+        functions=functions,
+        netdevs=netdevs,
+        iommu=iommu,
+        drivers=drivers,
+        loadable=aliases.providable(files, needs.drivers - drivers),
+        control_netdev=_control_netdev(host.environment, netdevs),
+        vfio_sriov=files.attr("/sys/module/vfio_pci/parameters/enable_sriov") == "Y",
+        replay=boot.read(files, host.python),
+        stored=stored,
+    )
+    return with_users(host, state) if needs.users else state
+
+
+def with_users(host: Host, state: State) -> State:
+    """The state, with the processes that hold an IOMMU group open: whom it would hurt to take a device away."""
+    return replace(state, users=_read_users(host.files, state))
+
+
+# --- PCI functions -------------------------------------------------------------------------------------------------
+
+
+def _read_functions(files: Files, stored: Mapping[str, Any], drivers: frozenset[str]) -> dict[str, Function]:
+    addresses = [name for name in files.names(DEVICES) if ADDRESS.fullmatch(name)]
+    slots = _read_slots(files)
+    disks = _disks_in_use(files)
+    functions = {}
+    modaliases = {}
+    recorded = store.recorded_drivers(stored)
+    for address in addresses:
+        function = _read_function(files, address, slots, disks)
+        functions[address] = function
+        if not _has_own_driver(function) and address not in recorded:
+            modaliases[address] = files.attr(f"{DEVICES}/{address}/modalias") or ""
+    native = aliases.native_drivers(files, set(modaliases.values()) - {""}, drivers)
+    return {
+        address: replace(function, native=_native(function, recorded, native.get(modaliases.get(address, ""))))
+        for address, function in functions.items()
+    }
+
+
+def _has_own_driver(function: Function) -> bool:
+    """Is the driver that it has now the one it would have without us?"""
+    return function.driver is not None and not function.override and not function.driver.startswith("vfio")
+
+
+def _native(function: Function, recorded: Mapping[str, str], by_alias: str | None) -> str | None:
+    if _has_own_driver(function):
+        return function.driver
+    return recorded.get(function.address, by_alias)
+
+
+def _read_function(files: Files, address: str, slots: Mapping[str, str], disks: Mapping[str, list[str]]) -> Function:
+    path = f"{DEVICES}/{address}"
+    here = set(files.names(path))
+    override = files.attr(f"{path}/driver_override")
+    subsystem = _id(files.attr(f"{path}/subsystem_vendor")) + ":" + _id(files.attr(f"{path}/subsystem_device"))
+    return Function(
+        address=address,
+        vendor=_id(files.attr(f"{path}/vendor")),
+        device=_id(files.attr(f"{path}/device")),
+        subsystem=subsystem,
+        class_code=(files.attr(f"{path}/class") or "0x")[2:],
+        driver=files.link(f"{path}/driver") if "driver" in here else None,
+        # A pointer that was never set reads as "(null)" (drivers/pci/pci-sysfs.c).
+        override=override if override and override != "(null)" else None,
+        numa_node=int(files.attr(f"{path}/numa_node") or -1),
+        slot=slots.get(address.rpartition(".")[0], ""),
+        group=files.link(f"{path}/iommu_group") if "iommu_group" in here else None,
+        physfn=files.link(f"{path}/physfn") if "physfn" in here else None,
+        serial=_nvme_serial(files, path) if "nvme" in here else "",
+        netdevs=tuple(files.names(f"{path}/net")) if "net" in here else (),
+        disks_in_use=tuple(disks.get(address, ())),
+        boot_vga="boot_vga" in here and files.attr(f"{path}/boot_vga") == "1",
+        sriov=_read_sriov(files, path, here) if "sriov_totalvfs" in here else None,
+    )
+
+
+def _id(text: str | None) -> str:
+    return (text or "")[2:].lower()
+
+
+def _nvme_serial(files: Files, path: str) -> str:
+    for name in files.names(f"{path}/nvme"):
+        return files.attr(f"{path}/nvme/{name}/serial") or ""
+    return ""
+
+
+def _read_sriov(files: Files, path: str, here: Iterable[str]) -> Sriov:
+    vfs = {}
+    for name in here:
+        if name.startswith("virtfn"):
+            target = files.link(f"{path}/{name}")
+            if target:
+                vfs[int(name[6:])] = target
+    return Sriov(
+        total=int(files.attr(f"{path}/sriov_totalvfs") or 0),
+        autoprobe=files.attr(f"{path}/sriov_drivers_autoprobe") != "0",
+        offset=int(files.attr(f"{path}/sriov_offset") or 0),
+        stride=int(files.attr(f"{path}/sriov_stride") or 0),
+        vf_device=files.attr(f"{path}/sriov_vf_device") or "",
+        vfs=dict(sorted(vfs.items())),
+    )
+
+
+def _read_slots(files: Files) -> dict[str, str]:
+    """'0000:01:00' -> slot name. One slot holds all functions of a device."""
+    folder = "/sys/bus/pci/slots"
+    return {files.attr(f"{folder}/{name}/address") or "": name for name in files.names(folder)}
+
+
+# --- Disks ---------------------------------------------------------------------------------------------------------
+
+
+def _disks_in_use(files: Files) -> dict[str, list[str]]:
+    """PCI address -> what on the host uses its disks. Stacks (LVM, RAID, multipath, dm-crypt) are followed down."""
+    found: dict[str, list[str]] = {}
+    for device, user in sorted(_used_block_devices(files).items()):
+        for function in _functions_below(files, device):
+            found.setdefault(function, []).append(user)
+    return found
+
+
+def _used_block_devices(files: Files) -> dict[str, str]:
+    """Path in /sys of a block device -> who uses it."""
+    used: dict[str, str] = {}
+    for line in (files.text("/proc/self/mountinfo") or "").splitlines():
+        fields = line.split()
+        source = fields[fields.index("-") + 2] if "-" in fields else ""
+        # btrfs and the like mount with an anonymous device number: there the source's name leads to the disk.
+        for path in (f"/sys/dev/block/{fields[2]}", f"/sys/class/block/{source.rpartition('/')[2]}"):
+            if source.startswith("/dev/") and files.exists(path):
+                used.setdefault(files.resolve(path), f"mounted on {fields[4]}")
+    for line in (files.text("/proc/swaps") or "").splitlines()[1:]:
+        path = f"/sys/class/block/{line.split()[0].rpartition('/')[2]}"
+        if files.exists(path):
+            used.setdefault(files.resolve(path), "swap")
+    for name in files.names("/sys/class/block"):
+        holders = files.names(f"/sys/class/block/{name}/holders")
+        if holders:
+            used.setdefault(files.resolve(f"/sys/class/block/{name}"), f"part of {', '.join(holders)}")
+    return used
+
+
+def _functions_below(files: Files, device: str) -> list[str]:
+    below = files.names(f"{device}/slaves")
+    if below:
+        return [f for name in below for f in _functions_below(files, files.resolve(f"/sys/class/block/{name}"))]
+    addresses = ADDRESS.findall(device)
+    if addresses:
+        return [addresses[-1]]
+    return _nvme_functions(files, device)
+
+
+def _nvme_functions(files: Files, device: str) -> list[str]:
+    """With native multipath an NVMe namespace hangs below a virtual subsystem whose links are the controllers."""
+    match = re.search(r"/nvme-subsystem/(nvme-subsys\d+)/", device + "/")
+    if not match:
+        return []
+    folder = f"/sys/class/nvme-subsystem/{match.group(1)}"
+    functions = []
+    for name in files.names(folder):
+        if re.fullmatch(r"nvme\d+", name):
+            functions += ADDRESS.findall(files.resolve(f"{folder}/{name}"))[-1:]
+    return functions
+
+
+# --- Network -------------------------------------------------------------------------------------------------------
+
+
+def _read_netdevs(host: Host) -> dict[str, Netdev]:
+    try:
+        code, out, err = host.run(["ip", "-j", "-d", "addr", "show"])
+        links = json.loads(out) if code == 0 else None
+    except ValueError:
+        links = None
+    if links is None:
+        raise EngineError(
+            f"ip -j -d addr show: failed: {err.strip() or 'its output is not JSON'}. Without it nobody knows which "
+            "port the host is managed through; install iproute2 4.19 or newer."
+        )
+    routed = _default_route_netdevs(host.files)
+    return {link["ifname"]: _read_netdev(host.files, link, routed) for link in links if link.get("ifname")}
+
+
+def _read_netdev(files: Files, link: Mapping[str, Any], routed: set[str]) -> Netdev:
+    name = link["ifname"]
+    here = files.names(f"/sys/class/net/{name}")
+    flags = link.get("flags", [])
+    addresses = [item["local"] for item in link.get("addr_info", []) if item.get("scope") == "global"]
+    return Netdev(
+        name=name,
+        mac=(link.get("permaddr") or link.get("address") or "").lower(),
+        up="UP" in flags,
+        carrier="LOWER_UP" in flags,
+        addresses=tuple(addresses),
+        default_route=name in routed,
+        uppers=tuple(entry[6:] for entry in here if entry.startswith("upper_")),
+        lowers=tuple(entry[6:] for entry in here if entry.startswith("lower_")),
+    )
+
+
+def _default_route_netdevs(files: Files) -> set[str]:
+    """From /proc/net/route and /proc/net/ipv6_route (Documentation/networking/proc_net_tcp.rst names the siblings)."""
+    found = set()
+    for line in (files.text("/proc/net/route") or "").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000":
+            found.add(fields[0])
+    for line in (files.text("/proc/net/ipv6_route") or "").splitlines():
+        fields = line.split()
+        if len(fields) > 9 and fields[0] == "0" * 32 and fields[1] == "00" and fields[9] != "lo":
+            found.add(fields[9])
+    return found
+
+
+def _control_netdev(environment: Mapping[str, str], netdevs: Mapping[str, Netdev]) -> str | None:
+    """The network device that carries the address which the controller connected to (sshd sets SSH_CONNECTION)."""
+    parts = environment.get("SSH_CONNECTION", "").split()
+    if len(parts) != 4:
+        return None
+    return next((name for name, netdev in netdevs.items() if parts[2] in netdev.addresses), None)
+
+
+# --- IOMMU and its users -------------------------------------------------------------------------------------------
+
+
+def read_iommu(files: Files) -> Iommu:
+    """What the firmware offers and what the kernel has made of it."""
+    folder = "/sys/kernel/iommu_groups"
+    groups = {}
+    for number in files.names(folder):
+        kind = files.attr(f"{folder}/{number}/type") or "unknown"
+        groups[number] = Group(number, kind, tuple(files.names(f"{folder}/{number}/devices")))
+    interrupts = files.text("/proc/interrupts") or ""
+    return Iommu(
+        tables=tuple(name for name in IOMMU_TABLES if files.exists(f"/sys/firmware/acpi/tables/{name}")),
+        units=tuple(files.names("/sys/class/iommu")),
+        groups=groups,
+        interrupt_remapping=" IR-" in interrupts,
+    )
+
+
+def _read_users(files: Files, state: State) -> dict[str, tuple[str, ...]]:
+    """IOMMU group -> processes that hold it open, by /dev/vfio/GROUP or by a device file of iommufd
+    (/dev/vfio/devices/vfioN). Every process is looked at, whatever mount namespace it lives in: the link text of a
+    descriptor stays."""
+    by_cdev = _cdev_groups(files, state)
+    if not any((function.driver or "").startswith("vfio") for function in state.functions.values()):
+        return {}
+    found: dict[str, list[str]] = {}
+    for pid in files.names("/proc"):
+        if not pid.isdigit():
+            continue
+        held = set()
+        for handle in files.names(f"/proc/{pid}/fd"):
+            target = files.link(f"/proc/{pid}/fd/{handle}") or ""
+            if target.isdigit() and files.resolve(f"/proc/{pid}/fd/{handle}").startswith("/dev/vfio/"):
+                held.add(target)
+            elif target in by_cdev:
+                held.add(by_cdev[target])
+        for group in held:
+            found.setdefault(group, []).append(f"process {pid} ({files.attr(f'/proc/{pid}/comm') or '?'})")
+    return {group: tuple(users) for group, users in found.items()}
+
+
+def _cdev_groups(files: Files, state: State) -> dict[str, str]:
+    found = {}
+    for address, function in state.functions.items():
+        if function.group and (function.driver or "").startswith("vfio"):
+            for name in files.names(f"{DEVICES}/{address}/vfio-dev"):
+                found[name] = function.group
+    return found

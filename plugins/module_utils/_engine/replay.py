@@ -1,0 +1,113 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The boot door: bring declared devices back, as soon as their drivers are ready and within one time budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from . import engine, store
+from .errors import EngineError
+from .host import Host
+from .model import State
+from .read import DEVICES, Needs, read_state
+from .resources.common import Options
+
+#: Seconds for all devices together to show up with their drivers. Past it the host goes on without the missing ones.
+BUDGET = 45.0
+
+#: What the last replay did, for the next run's report. In /run: it is about this boot.
+RESULT = "/run/iovirt-replay.json"
+
+
+def run(host: Host, only: str | None) -> dict[str, Any]:
+    """Replay all declared devices, or one. Never raises for a single device: the others come back all the same."""
+    declared = store.load_all(host.files)
+    entries = [(name, address, entry) for name in declared for address, entry in declared[name]["devices"].items()]
+    entries = [item for item in entries if only in (None, item[1])]
+    _wait_for_drivers(host, entries)
+    state = read_state(host, Needs())
+    wishes: dict[str, list[Mapping[str, Any]]] = {}
+    missing = []
+    for name, address, entry in entries:
+        wrong = _not_the_same(state, address, entry["identity"])
+        if wrong:
+            missing.append(wrong)
+        else:
+            wishes.setdefault(name, []).append(as_wish(name, address, entry["wish"]))
+    call = engine.Call(who="boot replay", declare=False)
+    result = _converge(host, wishes, call)
+    result["failures"].update({text.partition(": ")[0]: text for text in missing})
+    if only is None:
+        host.files.replace(RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n", mode=0o600)
+    return result
+
+
+def _converge(host: Host, wishes: engine.Wishes, call: engine.Call) -> dict[str, Any]:
+    """All at once where that works; where something is refused, device by device, so that one bad device does not keep
+    the others from coming back."""
+    try:
+        return engine.devices(host, wishes, Options(), call)
+    except EngineError:
+        pass
+    result: dict[str, Any] = {"changed": False, "actions": [], "failures": {}}
+    for name, list_ in wishes.items():
+        for wish in list_:
+            try:
+                part = engine.devices(host, {name: [wish]}, Options(), call)
+                result["changed"] |= part["changed"]
+                result["actions"] += part["actions"]
+                result["failures"].update(part["failures"])
+            except EngineError as error:
+                result["failures"][wish["match"]["address"][0]] = str(error)
+    return result
+
+
+def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored entry as a wish of its own."""
+    match = {"address": [address], "vf": True}
+    if name != "sriov":
+        return {"match": match, **wish}
+    vfs = [{"range": index, **vf} for index, vf in wish["vfs"].items()]
+    return {"match": match, "vf_count": wish["vf_count"], "vfs": vfs}
+
+
+def _wait_for_drivers(host: Host, entries: Collection[tuple[str, str, Mapping[str, Any]]]) -> None:
+    """VFs can be made only once the PF's driver is there. A function for vfio needs but to exist: with the override in
+    place its own driver never gets it."""
+
+    def ready() -> bool:
+        return all(
+            host.files.exists(f"{DEVICES}/{address}/driver" if name == "sriov" else f"{DEVICES}/{address}")
+            for name, address, _entry in entries
+        )
+
+    host.wait(ready, BUDGET)
+
+
+def _not_the_same(state: State, address: str, identity: Mapping[str, str]) -> str | None:
+    """Why the device at an address is not the one that was declared, or None."""
+    function = state.functions.get(address)
+    if function is None:
+        return f"{address}: the declared device is not there. Run the collection again, or give it back (state: absent)."
+    now = store.identity(state, function)
+    differing = [key for key in ("ids", "serial", "mac") if identity.get(key) and now[key] and now[key] != identity[key]]
+    if differing:
+        what = ", ".join(f"{key} {now[key]} instead of {identity[key]}" for key in differing)
+        return f"{address}: another device is there now ({what}), so it was left alone. Run the collection again."
+    return None
+
+
+
+
+def parse(text: str | None) -> dict[str, Any] | None:
+    """The result of the last replay of this boot; None when there was none or it was cut off."""
+    try:
+        result = json.loads(text or "null")
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) else None

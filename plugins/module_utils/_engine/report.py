@@ -1,0 +1,51 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One result shape for every door: all of it comes from the plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .apply import Outcome
+from .model import AFTER_REBOOT, Plan
+
+
+def result(plan: Plan, outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`changed`, `diff` and `actions` are those of the plan in check mode and in a run alike. Devices that failed come
+    as `failures`, one sentence each: what the plan said of them was undone."""
+    return {
+        "changed": plan.changed if not outcome.failures else bool(outcome.done),
+        "diff": _diff(plan),
+        "actions": [action.as_dict() for action in plan.actions],
+        "predicted": plan.predicted,
+        "reboot_required": bool(plan.reboot_reasons),
+        "reboot_reasons": plan.reboot_reasons,
+        "warnings": plan.warnings,
+        "failures": dict(outcome.failures),
+        "indeterminate": list(outcome.indeterminate),
+        **facts,
+    }
+
+
+def _diff(plan: Plan) -> list[dict[str, str]]:
+    """A list with a header per device, so that a person can read it."""
+    units: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for action in plan.actions:
+        before, after = units.setdefault(action.unit, ({}, {}))
+        late = " (after the reboot)" if action.certainty == AFTER_REBOOT else ""
+        before.update({key + late: value for key, value in action.before.items()})
+        after.update({key + late: value for key, value in action.after.items()})
+    return [
+        {"before_header": unit, "after_header": unit, "before": _text(before), "after": _text(after)}
+        for unit, (before, after) in units.items()
+        if before != after
+    ]
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    lines = [f"{key}: {json.dumps(value, sort_keys=True)}" for key, value in sorted(values.items()) if value is not None]
+    return "".join(line + "\n" for line in lines)

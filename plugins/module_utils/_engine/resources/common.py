@@ -1,0 +1,159 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the device resources share: whom a list of wishes speaks of, and the record of it on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import match, store
+from ..model import AFTER_REBOOT, CERTAIN, Action, Function, Plan, Refusal, State
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller grants and knows beside the wishes."""
+
+    allow: frozenset[str] = frozenset()
+    #: Resources whose list is all there is: what the collection owns and the list no longer names is given back.
+    exclusive: frozenset[str] = frozenset()
+    #: What an earlier call of the same run would have made true by the next boot.
+    assume: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One device of one wish."""
+
+    label: str
+    wish: Mapping[str, Any]
+    function: Function
+
+    @property
+    def absent(self) -> bool:
+        return self.wish.get("state") == "absent"
+
+
+def targets(state: State, resource: str, wishes: Sequence[Mapping[str, Any]], options: Options) -> tuple[list[Target], list[Refusal]]:
+    """All devices that the wishes name, and the wishes that cannot be followed."""
+    found: dict[str, Target] = {}
+    refusals: list[Refusal] = []
+    for number, wish in enumerate(wishes):
+        label = f"{resource}[{number}]"
+        functions, wrong = match.resolve(state, wish, label)
+        refusals += wrong
+        for function in functions:
+            other = found.get(function.address)
+            if other:
+                refusals.append(_named_twice(function.address, other.label, label))
+            found[function.address] = Target(label, wish, function)
+    if resource in options.exclusive:
+        refusals += _forgotten(state, resource, found)
+    return list(found.values()), refusals
+
+
+def _named_twice(address: str, first: str, second: str) -> Refusal:
+    reason = f"both {first} and {second} name it."
+    return Refusal(address, reason, "Narrow one of the two selectors, or join the wishes; nothing was changed.")
+
+
+def _forgotten(state: State, resource: str, found: dict[str, Target]) -> list[Refusal]:
+    """Add what the collection owns and the list no longer names, as wishes to give it back."""
+    for address in state.stored[resource]["devices"]:
+        if address in found:
+            continue
+        function = state.functions.get(address)
+        if function:
+            found[address] = Target(f"{resource}_exclusive", {"state": "absent"}, function)
+    return []
+
+
+def stored_entry(state: State, resource: str, address: str) -> Mapping[str, Any] | None:
+    document = state.stored.get(resource)
+    return document["devices"].get(address) if document else None
+
+
+def declare(state: State, resource: str, function: Function, wish: Mapping[str, Any], origin: Mapping[str, Any]) -> list[Action]:
+    """Record the wish for the replay, with how the device was before us: the first record of that stays. The identity
+    stays as well while it names the same card: a netdev that is gone for now does not make it another one."""
+    old = stored_entry(state, resource, function.address)
+    identity: Mapping[str, Any] = store.identity(state, function)
+    if old:
+        origin = old["origin"]
+        identity = {key: identity[key] or old["identity"].get(key, "") for key in identity}
+    entry = {"identity": identity, "wish": dict(wish), "origin": dict(origin)}
+    return [] if entry == old else [_declaration(resource, function.address, old, entry)]
+
+
+def forget(state: State, resource: str, function: Function) -> list[Action]:
+    """Take the record of a device away: the collection no longer owns it."""
+    old = stored_entry(state, resource, function.address)
+    return [_declaration(resource, function.address, old, None)] if old else []
+
+
+def _declaration(resource: str, address: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Action:
+    verb = "record" if new else "remove the record of"
+    return Action(
+        kind="declare",
+        unit=address,
+        text=f"{verb} the {resource} wish in {store.path_of(resource)}, for the replay at boot",
+        args={"resource": resource, "address": address, "entry": new, "previous": old},
+        before={f"{resource} declared": old["wish"] if old else None},
+        after={f"{resource} declared": new["wish"] if new else None},
+    )
+
+
+def conflict(state: State, resource: str, target: Target) -> list[Refusal]:
+    """Another resource already rules this device, by an earlier call or by another list of this one."""
+    for other in store.RESOURCES:
+        if other != resource and stored_entry(state, other, target.function.address):
+            reason = f"{target.label} names it, but the resource {other} holds it ({store.path_of(other)})."
+            return [
+                Refusal(
+                    target.function.address,
+                    reason,
+                    f"Give it back there first (state: absent in {other}); nothing was changed.",
+                )
+            ]
+    return []
+
+
+def iommu_certainty(state: State, options: Options, has_group: bool) -> str | None:
+    """Can a function be given to vfio now, only after the reboot, or (None) not at all?"""
+    if has_group:
+        return CERTAIN
+    if options.assume.get("iommu") or state.iommu.after_reboot:
+        return AFTER_REBOOT
+    return None
+
+
+def no_group(address: str, state: State) -> Refusal:
+    if state.iommu.active:
+        reason = "it has no IOMMU group although the IOMMU is on, so vfio-pci cannot take it."
+        way_out = "It sits behind no IOMMU unit (see iovirt.host.host_info); nothing was changed."
+    else:
+        reason = "it has no IOMMU group: the IOMMU is off, so vfio-pci cannot take it."
+        way_out = "Turn the IOMMU on (role iommu) and reboot, or let iovirt.host.site do both; nothing was changed."
+    return Refusal(address, reason, way_out)
+
+
+def unknown_driver(address: str, driver: str) -> Refusal:
+    return Refusal(
+        address,
+        f"there is no driver {driver}: it is not on the PCI bus and the running kernel has no module of that name.",
+        "Correct the name or install the module; nothing was changed.",
+    )
+
+
+def driver_exists(state: State, driver: str) -> bool:
+    return driver in state.drivers or driver in state.loadable
+
+
+def refuse_all(plan: Plan, refusals: Sequence[Refusal]) -> bool:
+    """Add refusals to a plan; were there any?"""
+    plan.refusals += refusals
+    return bool(refusals)

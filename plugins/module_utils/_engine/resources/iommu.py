@@ -1,0 +1,141 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The IOMMU: decided from what the firmware offers and what the kernel has made of it, never from a processor's name.
+
+Rules: intel_iommu, amd_iommu, iommu and iommu.passthrough in Documentation/admin-guide/kernel-parameters.txt; group types in
+Documentation/ABI/testing/sysfs-kernel-iommu_groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import cmdline
+from ..model import Iommu, Plan, Refusal
+from . import kernel_cmdline
+from .kernel_cmdline import Parameters, Wish
+
+NAME = "iommu"
+
+#: ACPI table -> parameters that switch translation on and off, and those that stand in its way.
+_SWITCH = {
+    "DMAR": {"on": ("intel_iommu=on",), "off": ("intel_iommu=off",), "against": ("intel_iommu=off", "iommu=off")},
+    # AMD-Vi is on unless switched off: 'amd_iommu=on' is not a documented value, so on is a removal.
+    "IVRS": {"on": (), "off": ("amd_iommu=off",), "against": ("amd_iommu=off", "iommu=off")},
+    "IORT": {"on": (), "off": (), "against": ("iommu.passthrough=1",)},
+}
+_KEYS = ("intel_iommu", "amd_iommu", "iommu", "iommu.passthrough")
+_PASSTHROUGH = ("iommu=pt", "iommu.passthrough=1", "iommu.passthrough=on", "iommu.passthrough=y")
+
+
+def plan(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> Plan:
+    """What makes the IOMMU as wished by the next boot."""
+    if state == "absent":
+        return kernel_cmdline.plan(parameters, Wish(release=_KEYS))
+    if not iommu.tables:
+        if state == "disabled":
+            return Plan()
+        return Plan(refusals=[_no_table()])
+    wish = _wish(iommu, parameters, state, mode)
+    result = kernel_cmdline.plan(parameters, wish)
+    if _in_force(iommu, state, mode):
+        # The kernel's default or a richer command line already does it: no reboot for the sake of a word.
+        result.reboot_reasons = []
+    elif not result.reboot_reasons and not result.refusals:
+        result.reboot_reasons = [f"IOMMU: {state}{f', {mode}' if mode else ''} comes with the next boot"]
+    result.predicted = {"iommu": state == "enabled"}
+    return result
+
+
+def _no_table() -> Refusal:
+    reason = "the firmware offers none: there is no DMAR, IVRS or IORT table in /sys/firmware/acpi/tables."
+    way_out = "Switch VT-d, AMD-Vi or the SMMU on in the firmware setup; a reboot alone would be for nothing. Nothing was changed."
+    return Refusal("IOMMU", reason, way_out)
+
+
+def _wish(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> Wish:
+    switch = _SWITCH[iommu.tables[0]]
+    if state == "disabled":
+        return Wish(present=switch["off"])
+    present, absent = list(switch["on"]), [word for word in switch["against"] if not _excluded_by(word, switch["on"])]
+    if iommu.active and not _says(parameters.running, switch["on"]):
+        # On without being told to: this kernel's default. Only what stands against it must not come.
+        present = []
+        absent = list(switch["against"])
+    if mode == "passthrough" and current_mode(iommu) != "passthrough":
+        present.append("iommu=pt" if iommu.tables[0] != "IORT" else "iommu.passthrough=1")
+    if mode == "translated":
+        absent += _PASSTHROUGH
+    return Wish(present=_joined(present), absent=absent)
+
+
+def _excluded_by(word: str, words: tuple[str, ...]) -> bool:
+    """'intel_iommu=off' goes by itself when 'intel_iommu=on' comes."""
+    return any(cmdline.key_of(word) == cmdline.key_of(other) for other in words)
+
+
+def _joined(words: list[str]) -> list[str]:
+    return list(dict.fromkeys(words))
+
+
+def _says(words: tuple[str, ...], wished: tuple[str, ...]) -> bool:
+    return bool(wished) and all(cmdline.satisfied(words, wish) for wish in wished)
+
+
+def current_mode(iommu: Iommu) -> str | None:
+    """How most groups are translated now. Single devices may differ: the kernel decides some by itself."""
+    if not iommu.active:
+        return None
+    identity = sum(group.type == "identity" for group in iommu.groups.values())
+    return "passthrough" if identity * 2 > len(iommu.groups) else "translated"
+
+
+def _in_force(iommu: Iommu, state: str, mode: str | None) -> bool:
+    if state == "disabled":
+        return not iommu.active
+    return iommu.active and mode in (None, current_mode(iommu))
+
+
+def proof(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> str | None:
+    """After the reboot: the sentence an operator needs when the wish did not come true, or None."""
+    if _in_force(iommu, state, mode):
+        return None
+    is_now = "off" if not iommu.active else f"on ({current_mode(iommu)})"
+    return (
+        f"IOMMU: it is {is_now} although {state}{f' ({mode})' if mode else ''} was wished and the host was rebooted. The kernel was "
+        f"started with: {' '.join(parameters.running)}. Look for DMAR, AMD-Vi or SMMU in the kernel log; a second reboot "
+        "would change nothing."
+    )
+
+
+def next_boot(iommu: Iommu, parameters: Parameters) -> bool | None:
+    """Does the next boot switch translation on? Only said where the command line says it."""
+    if not iommu.tables or not parameters.loader.normal:
+        return None
+    switch = _SWITCH[iommu.tables[0]]
+    words = parameters.loader.normal[0].words
+    if any(cmdline.satisfied(words, word) for word in switch["against"]):
+        return False
+    if switch["on"]:
+        return _says(words, switch["on"])
+    return True
+
+
+def info(iommu: Iommu) -> dict[str, Any]:
+    """The IOMMU as it is."""
+    return {
+        "tables": list(iommu.tables),
+        "units": list(iommu.units),
+        "active": iommu.active,
+        "mode": current_mode(iommu),
+        "interrupt_remapping": iommu.interrupt_remapping,
+        "groups": {n: {"type": g.type, "devices": list(g.members)} for n, g in sorted(iommu.groups.items(), key=_number)},
+    }
+
+
+def _number(item: tuple[str, Any]) -> tuple[int, str]:
+    return (int(item[0]) if item[0].isdigit() else 0, item[0])
+
+

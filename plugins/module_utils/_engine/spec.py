@@ -1,0 +1,91 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one source of the argument specifications of modules and roles, in Ansible's format but without Ansible.
+
+A test compares it with the documentation of the modules and with meta/argument_specs.yml of the roles.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .model import DANGERS
+
+
+def _words() -> dict[str, Any]:
+    return {"type": "list", "elements": "str"}
+
+
+SELECTOR: dict[str, Any] = {
+    "address": _words(),
+    "vendor": _words(),
+    "device": _words(),
+    "subsystem": _words(),
+    "driver": _words(),
+    "ifname": _words(),
+    "mac": _words(),
+    "serial": _words(),
+    "class": _words(),
+    "numa_node": {"type": "list", "elements": "int"},
+    "slot": _words(),
+    "vf": {"type": "bool"},
+}
+
+_TARGET: dict[str, Any] = {
+    "match": {"type": "dict", "required": True, "options": SELECTOR},
+    "expect": {"type": "int"},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+}
+
+SRIOV: dict[str, Any] = {
+    **_TARGET,
+    "vf_count": {"type": "int"},
+    "vf_defaults": {"type": "dict", "options": {"driver": {"type": "str"}}},
+    "vfs": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "range": {"type": "str", "required": True},
+            "driver": {"type": "str"},
+            "pool": {"type": "str"},
+        },
+    },
+}
+
+VFIO: dict[str, Any] = {
+    **_TARGET,
+    "driver": {"type": "str", "default": "vfio-pci"},
+}
+
+ALLOW: dict[str, Any] = {"type": "list", "elements": "str", "choices": list(DANGERS), "default": []}
+ASSUME: dict[str, Any] = {"type": "dict", "options": {"iommu": {"type": "bool"}}}
+EXCLUSIVE: dict[str, Any] = {"type": "bool", "default": False}
+
+
+def _list_of(element: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "list", "elements": "dict", "options": element}
+
+
+_COMMON: dict[str, Any] = {"allow": ALLOW, "assume": ASSUME}
+
+#: Module name -> its argument specification.
+MODULES: dict[str, dict[str, Any]] = {
+    "devices": {
+        "sriov": _list_of(SRIOV),
+        "vfio": _list_of(VFIO),
+        "only": {"type": "list", "elements": "str", "choices": ["sriov", "vfio"]},
+        "exclusive": {"type": "list", "elements": "str", "choices": ["sriov", "vfio"], "default": []},
+        **_COMMON,
+    },
+    "sriov": {"devices": {**_list_of(SRIOV), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
+    "vfio": {"devices": {**_list_of(VFIO), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
+    "kernel_cmdline": {"present": _words(), "absent": _words(), "release": _words()},
+    "iommu": {
+        "state": {"type": "str", "choices": ["enabled", "disabled", "absent"], "default": "enabled"},
+        "mode": {"type": "str", "choices": ["translated", "passthrough"]},
+        "prove": {"type": "bool", "default": False},
+    },
+    "host_info": {},
+}

@@ -1,0 +1,34 @@
+#!/usr/bin/python
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: iommu
+short_description: x
+"""
+
+EXAMPLES = r"""
+"""
+
+RETURN = r"""
+"""
+
+from ansible_collections.iovirt.host.plugins.module_utils import _door
+from ansible_collections.iovirt.host.plugins.module_utils._engine import engine
+
+
+def call(module, host, door):
+    params = module.params
+    return engine.host_iommu(host, params["state"], params["mode"], params["prove"], door)
+
+
+def main() -> None:
+    _door.run("iommu", call)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+#!/usr/bin/python
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: vfio
+short_description: x
+"""
+
+EXAMPLES = r"""
+"""
+
+RETURN = r"""
+"""
+
+from ansible_collections.iovirt.host.plugins.module_utils import _door
+
+
+def main() -> None:
+    _door.devices("vfio")
+
+
+if __name__ == "__main__":
+    main()
