@@ -173,7 +173,9 @@ def _release(host: Host, args: Args) -> None:
     if wanted is None or wanted in drivers.NEEDS_RESOURCES:
         return
     if not host.wait(lambda: _driver(host, address) is not None, APPEAR_LIMIT):
-        raise EngineError(f"no driver took {address} within {APPEAR_LIMIT:g} s; its own would be {wanted}. Look at the kernel log.")
+        raise EngineError(
+            f"no driver took {address} within {APPEAR_LIMIT:g} s; its own would be {wanted}. Look at the kernel log."
+        )
 
 
 def _restore(host: Host, address: str, override: str | None, driver: str | None) -> None:
@@ -206,7 +208,9 @@ def _offer(host: Host, address: str) -> None:
     try:
         host.files.write("/sys/bus/pci/drivers_probe", address)
     except OSError as error:
-        raise EngineError(f"no driver could be asked to take {address}: {explain(error)}. Look at the kernel log.") from None
+        raise EngineError(
+            f"no driver could be asked to take {address}: {explain(error)}. Look at the kernel log."
+        ) from None
 
 
 def _load(host: Host, driver: str) -> None:

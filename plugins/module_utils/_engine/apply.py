@@ -83,8 +83,12 @@ def _said(error: Exception) -> str:
 def _failed(unit: str, action: Action, error: Exception, count: int, left: list[str]) -> str:
     text = f"{unit}: the step '{action.text}' failed: {_said(error)}"
     if left:
-        return f"{text} These steps could not be undone: {'; '.join(left)}. Put the device right by hand, then run again."
-    return f"{text} It and the {count} steps before it on this device were undone." if count else f"{text} It was undone."
+        return (
+            f"{text} These steps could not be undone: {'; '.join(left)}. Put the device right by hand, then run again."
+        )
+    return (
+        f"{text} It and the {count} steps before it on this device were undone." if count else f"{text} It was undone."
+    )
 
 
 def _stuck(unit: str, action: Action, error: Stuck) -> str:

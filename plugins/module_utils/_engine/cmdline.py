@@ -18,7 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 SETS: Mapping[str, tuple[frozenset[str], ...]] = {
     "intel_iommu": (frozenset({"on", "off"}), frozenset({"sm_on", "sm_off"})),
     "amd_iommu": (frozenset({"on", "off"}), frozenset({"force_enable", "off"})),
-    "iommu": (frozenset({"off", "force", "noforce", "soft"}), frozenset({"pt", "nopt"}), frozenset({"merge", "nomerge"})),
+    "iommu": (
+        frozenset({"off", "force", "noforce", "soft"}),
+        frozenset({"pt", "nopt"}),
+        frozenset({"merge", "nomerge"}),
+    ),
 }
 
 #: Keys that are meant to be repeated: each occurrence counts by itself.
@@ -48,7 +52,7 @@ def key_of(word: str) -> str:
 
 
 def value_of(word: str) -> str | None:
-    key, equals, value = word.partition("=")
+    _key, equals, value = word.partition("=")
     return value if equals else None
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 #: PF drivers without the sriov_configure callback: writing a count answers ENOENT (drivers/pci/iov.c,
 #: sriov_numvfs_store). From the struct pci_driver of each, Linux 6.12.
-NO_SRIOV = frozenset({"ahci", "e1000", "e1000e", "igc", "nouveau", "pcieport", "r8169", "snd_hda_intel", "tg3", "xhci_hcd"})
+NO_SRIOV = frozenset(
+    {"ahci", "e1000", "e1000e", "igc", "nouveau", "pcieport", "r8169", "snd_hda_intel", "tg3", "xhci_hcd"}
+)
 
 #: VF drivers that take a VF only after the PF gave it resources: NVMe secondary controllers start offline
 #: (NVM Express Base Specification, Virtualization Management command).

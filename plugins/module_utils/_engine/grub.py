@@ -144,7 +144,9 @@ def make_config(host: Host, args: Mapping[str, Any]) -> None:
     text = host.files.text(NEW)
     if code or text is None:
         said = (err.strip().splitlines() or [f"exit status {code}"])[-1]
-        raise EngineError(f"{args['tool']} failed: {said}. {CONFIG} is as it was; look for a broken file in /etc/default/grub.d.")
+        raise EngineError(
+            f"{args['tool']} failed: {said}. {CONFIG} is as it was; look for a broken file in /etc/default/grub.d."
+        )
     try:
         _check(host.files, text, args)
         host.files.replace(CONFIG, text, host.files.mode(CONFIG) or 0o600)
@@ -161,7 +163,9 @@ def _check(files: Files, text: str, args: Mapping[str, Any]) -> None:
     for entry in normal:
         # With a /boot of its own, GRUB's paths start there.
         if not files.exists(entry.kernel) and not files.exists(f"/boot{entry.kernel}"):
-            raise EngineError(f"the entry '{entry.title}' names {entry.kernel}, which is not there. {CONFIG} is as it was.")
+            raise EngineError(
+                f"the entry '{entry.title}' names {entry.kernel}, which is not there. {CONFIG} is as it was."
+            )
         wrong = unmet(entry.words, args["present"], args["absent"])
         if wrong:
             raise EngineError(

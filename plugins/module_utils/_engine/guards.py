@@ -33,7 +33,9 @@ def before_recount(state: State, pf: Function, allow: Collection[str]) -> list[R
     return [refusal for refusal in found if refusal.danger not in allow]
 
 
-def before_assignment(state: State, function: Function, going: Collection[str], allow: Collection[str]) -> list[Refusal]:
+def before_assignment(
+    state: State, function: Function, going: Collection[str], allow: Collection[str]
+) -> list[Refusal]:
     """What stands against giving a function to a guest: siblings in its IOMMU group that the host goes on using.
     `going` are the functions that the same call takes from the host as well."""
     group = state.iommu.groups.get(function.group or "")

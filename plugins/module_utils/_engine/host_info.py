@@ -81,7 +81,9 @@ def _kvm(files: Files) -> dict[str, Any]:
     """/dev/kvm being there proves little: opening it is not enough either (docs/kernel-facts.md)."""
     module = next((m for m in ("kvm_intel", "kvm_amd") if files.exists(f"/sys/module/{m}")), None)
     nested = files.attr(f"/sys/module/{module}/parameters/nested") if module else None
-    paging = files.attr(f"/sys/module/{module}/parameters/{'ept' if module == 'kvm_intel' else 'npt'}") if module else None
+    paging = (
+        files.attr(f"/sys/module/{module}/parameters/{'ept' if module == 'kvm_intel' else 'npt'}") if module else None
+    )
     return {
         "device": files.exists("/dev/kvm"),
         "module": module,

@@ -47,13 +47,13 @@ def check_selector(match: Mapping[str, Any]) -> str | None:
     for key in ("vendor", "device"):
         for value in named.get(key, []):
             if not _HEX4.fullmatch(value.lower()):
-                return f"{key} {value!r} is not four hexadecimal digits; write it in quotes, as in \"8086\"."
+                return f'{key} {value!r} is not four hexadecimal digits; write it in quotes, as in "8086".'
     for value in named.get("subsystem", []):
         if not re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{4}", value.lower()):
             return f'subsystem {value!r} is not vendor:device in hexadecimal digits, as in "8086:a04c".'
     for value in named.get("class", []):
         if value not in CLASSES and not re.fullmatch(r"0x[0-9a-f]{2}([0-9a-f]{2}){0,2}", value.lower()):
-            return f"class {value!r} is unknown; names are {', '.join(CLASSES)}, or a code as in \"0x0200\"."
+            return f'class {value!r} is unknown; names are {", ".join(CLASSES)}, or a code as in "0x0200".'
     return None
 
 
@@ -77,15 +77,15 @@ def _key_matches(state: State, function: Function, key: str, value: Any) -> bool
     if key == "class":
         return function.class_code.startswith(CLASSES.get(value, value.lower()[2:]))
     if key == "driver":
-        return function.native == value
+        return bool(function.native == value)
     if key == "ifname":
         return any(fnmatch.fnmatchcase(name, value) for name in _known_names(state, function))
     if key == "mac":
         return value.lower() in _known_macs(state, function)
     if key == "numa_node":
-        return function.numa_node == int(value)
+        return bool(function.numa_node == int(value))
     if key in ("vendor", "device"):
-        return value.lower().rpartition("0x")[2] == getattr(function, key)
+        return str(value).lower().rpartition("0x")[2] == getattr(function, key)
     return str(getattr(function, key)).lower() == str(value).lower()
 
 

@@ -93,15 +93,17 @@ def _not_the_same(state: State, address: str, identity: Mapping[str, str]) -> st
     """Why the device at an address is not the one that was declared, or None."""
     function = state.functions.get(address)
     if function is None:
-        return f"{address}: the declared device is not there. Run the collection again, or give it back (state: absent)."
+        return (
+            f"{address}: the declared device is not there. Run the collection again, or give it back (state: absent)."
+        )
     now = store.identity(state, function)
-    differing = [key for key in ("ids", "serial", "mac") if identity.get(key) and now[key] and now[key] != identity[key]]
+    differing = [
+        key for key in ("ids", "serial", "mac") if identity.get(key) and now[key] and now[key] != identity[key]
+    ]
     if differing:
         what = ", ".join(f"{key} {now[key]} instead of {identity[key]}" for key in differing)
         return f"{address}: another device is there now ({what}), so it was left alone. Run the collection again."
     return None
-
-
 
 
 def parse(text: str | None) -> dict[str, Any] | None:

@@ -47,5 +47,7 @@ def _diff(plan: Plan) -> list[dict[str, str]]:
 
 
 def _text(values: Mapping[str, Any]) -> str:
-    lines = [f"{key}: {json.dumps(value, sort_keys=True)}" for key, value in sorted(values.items()) if value is not None]
+    lines = [
+        f"{key}: {json.dumps(value, sort_keys=True)}" for key, value in sorted(values.items()) if value is not None
+    ]
     return "".join(line + "\n" for line in lines)

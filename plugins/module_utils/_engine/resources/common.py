@@ -38,7 +38,9 @@ class Target:
         return self.wish.get("state") == "absent"
 
 
-def targets(state: State, resource: str, wishes: Sequence[Mapping[str, Any]], options: Options) -> tuple[list[Target], list[Refusal]]:
+def targets(
+    state: State, resource: str, wishes: Sequence[Mapping[str, Any]], options: Options
+) -> tuple[list[Target], list[Refusal]]:
     """All devices that the wishes name, and the wishes that cannot be followed."""
     found: dict[str, Target] = {}
     refusals: list[Refusal] = []
@@ -77,7 +79,9 @@ def stored_entry(state: State, resource: str, address: str) -> Mapping[str, Any]
     return document["devices"].get(address) if document else None
 
 
-def declare(state: State, resource: str, function: Function, wish: Mapping[str, Any], origin: Mapping[str, Any]) -> list[Action]:
+def declare(
+    state: State, resource: str, function: Function, wish: Mapping[str, Any], origin: Mapping[str, Any]
+) -> list[Action]:
     """Record the wish for the replay, with how the device was before us: the first record of that stays. The identity
     stays as well while it names the same card: a netdev that is gone for now does not make it another one."""
     old = stored_entry(state, resource, function.address)

@@ -131,11 +131,11 @@ def info(iommu: Iommu) -> dict[str, Any]:
         "active": iommu.active,
         "mode": current_mode(iommu),
         "interrupt_remapping": iommu.interrupt_remapping,
-        "groups": {n: {"type": g.type, "devices": list(g.members)} for n, g in sorted(iommu.groups.items(), key=_number)},
+        "groups": {
+            n: {"type": g.type, "devices": list(g.members)} for n, g in sorted(iommu.groups.items(), key=_number)
+        },
     }
 
 
 def _number(item: tuple[str, Any]) -> tuple[int, str]:
     return (int(item[0]) if item[0].isdigit() else 0, item[0])
-
-

@@ -52,7 +52,9 @@ def check(wish: Wish) -> list[Refusal]:
             found.append(_bad(f"{word} is wished present and absent at once."))
     keys = [cmdline.key_of(w) for w in wish.present if cmdline.key_of(w) not in cmdline.REPEATED]
     for key in sorted({k for k in keys if keys.count(k) > 1}):
-        found.append(_bad(f"{key} is wished twice, with {', '.join(w for w in wish.present if cmdline.key_of(w) == key)}."))
+        found.append(
+            _bad(f"{key} is wished twice, with {', '.join(w for w in wish.present if cmdline.key_of(w) == key)}.")
+        )
     return found
 
 
@@ -74,7 +76,9 @@ def plan(state: Parameters, wish: Wish) -> Plan:
         result.actions = _actions(loader, ours, dropped, wish)
     elif not met:
         result.actions = _actions(loader, loader.ours, loader.dropped, wish)
-    result.reboot_reasons = [f"kernel command line: {text} needs a boot" for text in _waiting(state, wish, ours, dropped)]
+    result.reboot_reasons = [
+        f"kernel command line: {text} needs a boot" for text in _waiting(state, wish, ours, dropped)
+    ]
     return result
 
 

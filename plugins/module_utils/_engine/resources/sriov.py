@@ -87,12 +87,16 @@ def _wished_vfs(target: Target, count: int) -> tuple[dict[int, dict[str, Any]], 
     for part in target.wish.get("vfs") or []:
         indexes = parse_range(str(part["range"]))
         if indexes is None:
-            refusals.append(_bad(address, f"{label}: {part['range']!r} is no range of VFs.", 'Write "0-3", "5" or "0-3,6".'))
+            refusals.append(
+                _bad(address, f"{label}: {part['range']!r} is no range of VFs.", 'Write "0-3", "5" or "0-3,6".')
+            )
             continue
         beyond = [index for index in indexes if index >= count]
         if beyond:
             reason = f"{label}: the range {part['range']} names VF {beyond[-1]}, but it has VFs 0 to {count - 1}."
-            refusals.append(_bad(address, reason if count else f"{label}: it has no VFs.", "Correct the range or vf_count."))
+            refusals.append(
+                _bad(address, reason if count else f"{label}: it has no VFs.", "Correct the range or vf_count.")
+            )
             continue
         taken = [index for index in indexes if index in holder]
         if taken:
@@ -121,7 +125,9 @@ def _check_pf(state: State, target: Target) -> list[Refusal]:
     if count < 0:
         return [_bad(function.address, f"{target.label}: vf_count {count} is negative.", "0 removes all VFs.")]
     if count > function.sriov.total:
-        reason = f"{target.label}: vf_count {count} is more than it can have (sriov_totalvfs is {function.sriov.total})."
+        reason = (
+            f"{target.label}: vf_count {count} is more than it can have (sriov_totalvfs is {function.sriov.total})."
+        )
         return [_bad(function.address, reason, "Lower vf_count, or raise the limit in the device's firmware.")]
     return _check_pf_driver(state, function, target.label)
 
@@ -129,10 +135,16 @@ def _check_pf(state: State, target: Target) -> list[Refusal]:
 def _check_pf_driver(state: State, function: Function, label: str) -> list[Refusal]:
     if function.driver is None:
         reason = f"{label}: it has no driver, and only a PF's driver can create VFs (the kernel answers ENOENT)."
-        return [_bad(function.address, reason, f"Load its driver{f' ({function.native})' if function.native else ''} first.")]
+        return [
+            _bad(
+                function.address, reason, f"Load its driver{f' ({function.native})' if function.native else ''} first."
+            )
+        ]
     if function.driver in drivers.NO_SRIOV or (function.driver == "vfio-pci" and not state.vfio_sriov):
         reason = f"{label}: its driver {function.driver} does not do SR-IOV (the kernel answers ENOENT)."
-        return [_bad(function.address, reason, "Give it a driver that does; vfio-pci does with its option enable_sriov=1.")]
+        return [
+            _bad(function.address, reason, "Give it a driver that does; vfio-pci does with its option enable_sriov=1.")
+        ]
     return []
 
 
@@ -237,18 +249,26 @@ def _plan_vf(state: State, pf: Function, index: int, address: str, driver: str, 
         return _plan_default(state, pf, index, address, vf, options)
     if vf and vf.driver == driver:
         return Plan()
-    certainty: str | None = PREDICTED if born else CERTAIN
+    certainty = PREDICTED if born else CERTAIN
     if driver.startswith("vfio"):
         has_group = state.iommu.active if vf is None else vf.group is not None
         sure = common.iommu_certainty(state, options, has_group)
         if sure is None:
             return Plan(refusals=[common.no_group(pf.address if vf is None else address, state)])
-        certainty = AFTER_REBOOT if sure == AFTER_REBOOT else certainty
+        if sure == AFTER_REBOOT:
+            certainty = AFTER_REBOOT
     return _bind_vf(state, pf, index, address, vf, driver, certainty, options)
 
 
 def _bind_vf(
-    state: State, pf: Function, index: int, address: str, vf: Function | None, driver: str, certainty: str, options: Options
+    state: State,
+    pf: Function,
+    index: int,
+    address: str,
+    vf: Function | None,
+    driver: str,
+    certainty: str,
+    options: Options,
 ) -> Plan:
     result = Plan()
     if vf and common.refuse_all(result, guards.before_unbind(state, vf, options.allow)):

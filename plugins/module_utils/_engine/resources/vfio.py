@@ -72,12 +72,11 @@ def _take(state: State, target: Target, going: set[str], options: Options) -> Pl
     function, driver = target.function, target.wish.get("driver") or "vfio-pci"
     if common.refuse_all(result, common.conflict(state, NAME, target) + _check(state, target)):
         return result
-    certainty: str | None = CERTAIN
-    if driver.startswith("vfio"):
-        certainty = common.iommu_certainty(state, options, function.group is not None)
-        if certainty is None:
-            result.refusals.append(common.no_group(function.address, state))
-            return result
+    has_group = function.group is not None or not driver.startswith("vfio")
+    certainty = common.iommu_certainty(state, options, has_group)
+    if certainty is None:
+        result.refusals.append(common.no_group(function.address, state))
+        return result
     origin = {"driver": function.native, "override": function.override}
     result.actions += common.declare(state, NAME, function, {"driver": driver}, origin)
     if function.driver == driver:
