@@ -85,7 +85,7 @@ def _key_matches(state: State, function: Function, key: str, value: Any) -> bool
     if key == "numa_node":
         return bool(function.numa_node == int(value))
     if key in ("vendor", "device"):
-        return str(value).lower().rpartition("0x")[2] == getattr(function, key)
+        return bool(str(value).lower().rpartition("0x")[2] == getattr(function, key))
     return str(getattr(function, key)).lower() == str(value).lower()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import guards
-from ..model import AFTER_REBOOT, CERTAIN, Action, Function, Plan, Refusal, State
+from ..model import AFTER_REBOOT, Action, Function, Plan, Refusal, State
 from . import common
 from .common import Options, Target
 
