@@ -110,7 +110,7 @@ def static() -> list[Part]:
         tool("changelog", "changelog and fragments", ["antsibull-changelog", "lint"],
              ["antsibull-changelog", "lint-changelog-yaml", "changelogs/changelog.yaml"], **lint),
         tool("docs", "documentation of modules, roles and references",
-             ["antsibull-docs", "lint-collection-docs", "--plugin-docs", "--skip-rstcheck", "--validate-collection-refs=self",
+             ["antsibull-docs", "lint-collection-docs", "--plugin-docs", "--validate-collection-refs=self",
               "--disallow-unknown-collection-refs", "."],
              hindrance=no_path("plugins/modules"), prepare=lambda: tree.copy("docs"), groups=("lint",)),
     ]
