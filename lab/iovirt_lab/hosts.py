@@ -1,0 +1,226 @@
+# Copyright: the iovirt.host authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The hosts: a copy-on-write disk, a QEMU and a port each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import List
+
+from . import accel, image, process, qmp, ssh
+from .common import LabError, is_locked, lock, run, say, stage, wait_for
+from .paths import build_lock, run_dir
+from .qemu import Machine, Qemu
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+RESERVED = ("build", "probe")
+NVME_MIB = 256
+START_LIMIT = 30.0
+UP_LIMIT = 300.0
+PORT_TRIES = 5
+
+
+@dataclass
+class Host:
+    """What is remembered of a host, in host.json of its run folder."""
+
+    name: str
+    image: str
+    memory: str
+    cpus: int
+    port: int = 0
+    started: float = 0.0
+
+    def save(self) -> None:
+        """Write it, whole or not at all."""
+        path = folder_of(self.name) / "host.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def folder_of(name: str) -> Path:
+    """The run folder of a host."""
+    if not NAME_PATTERN.fullmatch(name) or name in RESERVED:
+        raise LabError(
+            f"'{name}' is no name for a host",
+            "use small letters, digits and dashes, 32 at most; " + " and ".join(RESERVED) + " are taken",
+        )
+    return run_dir() / name
+
+
+def load(name: str) -> Host:
+    """The host as remembered."""
+    path = folder_of(name) / "host.json"
+    try:
+        return Host(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise LabError(f"there is no host {name}", f"lab/lab up {name}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise LabError(f"{path} cannot be read: {error}", f"lab/lab down {name}") from None
+
+
+def host_lock(name: str):  # type: ignore[no-untyped-def]
+    """Two commands must not start or end the same host at once."""
+    folder_of(name)
+    return lock(run_dir() / f".{name}.lock", f"working on host {name}", 600)
+
+
+def up(name: str, memory: str, cpus: int, wait: bool, limit: float) -> None:
+    """Start a host, unless it runs."""
+    folder_of(name)
+    qemu = image.ensure()
+    with host_lock(name):
+        if process.find(name) is not None:
+            say(f"host {name} is up already")
+            host = load(name)
+        else:
+            host = prepare(qemu, name, memory, cpus)
+            start(qemu, host)
+    if wait:
+        wait_until_up(host, limit)
+
+
+def prepare(qemu: Qemu, name: str, memory: str, cpus: int) -> Host:
+    """The disks of a host. Those of a host that was killed are kept: its next start is like power coming back."""
+    folder = folder_of(name)
+    if (folder / "host.json").exists():
+        host = load(name)
+        host.memory, host.cpus = memory, cpus
+        if (image.cache_dir() / host.image).is_dir():
+            say(f"host {name} starts again from its old disk")
+            return host
+        raise LabError(f"the image under the disk of host {name} is gone", f"lab/lab down {name}, then lab/lab up {name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    host = Host(name, image.image_path().name, memory, cpus)
+    # A relative name: the whole folder may be moved.
+    base = os.path.relpath(image.image_path() / "disk.raw", folder)
+    argv = [*qemu.image_tool, "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", str(folder / "disk.qcow2")]
+    run(argv, what="making the disk", log=folder / "qemu-img.log", limit=30, env=qemu.environment())
+    with (folder / "nvme.raw").open("wb") as handle:
+        handle.truncate(NVME_MIB * 1024 * 1024)
+    host.save()
+    return host
+
+
+def start(qemu: Qemu, host: Host) -> None:
+    """Start QEMU on a free port; a port taken between the look and the start means another try."""
+    folder = folder_of(host.name)
+    built = image.cache_dir() / host.image
+    chosen = accel.choose(qemu, built / "vmlinuz", built / "initrd")
+    say(f"starting host {host.name} with QEMU ({qemu.origin})")
+    for _ in range(PORT_TRIES):
+        host.port = ssh.free_port()
+        host.started = time.time()
+        ssh.write_known_hosts(folder / "known_hosts", host.port, built / "host_key.pub")
+        host.save()
+        (folder / "qemu.log").unlink(missing_ok=True)
+        (folder / "qmp.sock").unlink(missing_ok=True)
+        machine = Machine(host.name, chosen, host.memory, host.cpus, host.port)
+        child = process.start(qemu, machine, folder)
+        if not wait_for(lambda: child.poll() is not None or answers(folder), START_LIMIT):  # noqa: B023
+            child.kill()
+            child.wait()
+            raise LabError(f"QEMU was not ready within {START_LIMIT:.0f} s", log=folder / "qemu.log")
+        if child.poll() is None:
+            return
+        if "host forwarding rule" not in accel.read(folder / "qemu.log"):
+            break
+    raise LabError(f"QEMU ended with status {child.returncode}", log=folder / "qemu.log")
+
+
+def answers(folder: Path) -> bool:
+    """Whether QEMU answers on its control socket."""
+    if not (folder / "qmp.sock").exists():
+        return False
+    try:
+        qmp.ask(folder, "query-status")
+    except LabError:
+        return False
+    return True
+
+
+def wait_until_up(host: Host, limit: float) -> None:
+    """Wait for ssh, with a sign of life now and then."""
+    folder = folder_of(host.name)
+    with stage(f"waiting for ssh on host {host.name}, port {host.port}"):
+        end = time.monotonic() + limit
+        while not wait_for(lambda: process.find(host.name) is None or ssh.greets(host.port), 15):
+            if time.monotonic() > end:
+                raise LabError(
+                    f"host {host.name} did not answer within {limit:.0f} s",
+                    f"read lab/lab console {host.name}; lab/lab reset {host.name} starts it anew",
+                    folder / "console.log",
+                )
+            last = accel.read(folder / "console.log").rstrip().rpartition("\n")[2].strip()
+            say(f"  not yet; its console says: {last[:100]}")
+        if process.find(host.name) is None:
+            raise LabError(f"QEMU of host {host.name} has ended", log=folder / "qemu.log")
+
+
+def down(name: str) -> None:
+    """End a host and forget it."""
+    with host_lock(name):
+        end_all_of(name)
+        shutil.rmtree(folder_of(name), ignore_errors=True)
+    say(f"host {name} is down")
+
+
+def end_all_of(name: str) -> None:
+    """End each QEMU with this host's marker."""
+    for found in process.running():
+        if found.name == name:
+            process.end(found)
+
+
+def down_all() -> None:
+    """End everything of this lab, found by the marker: also what a crash left without a run folder."""
+    for host in names():
+        down(host)
+    building = is_locked(build_lock())
+    for found in process.running():
+        # A build that is going on ends its own guests.
+        if not (building and found.name in RESERVED):
+            process.end(found)
+
+
+def names() -> List[str]:
+    """All hosts, running or not."""
+    known = {path.name for path in run_dir().glob("*") if path.is_dir()}
+    known.update(found.name for found in process.running())
+    return sorted(name for name in known if name not in RESERVED and NAME_PATTERN.fullmatch(name))
+
+
+def kill(name: str) -> None:
+    """Cut the power: the disk stays."""
+    load(name)
+    with host_lock(name):
+        end_all_of(name)
+    say(f"host {name} is off; its disk is kept for the next 'up'")
+
+
+def reset(name: str) -> None:
+    """Hard reset from outside."""
+    need_running(name)
+    qmp.ask(folder_of(name), "system_reset")
+    say(f"host {name} was reset")
+
+
+def need_running(name: str) -> Host:
+    """The host, if it runs."""
+    host = load(name)
+    if process.find(name) is None:
+        raise LabError(f"host {name} does not run", f"lab/lab up {name}")
+    return host
+
+
+def key_of(host: Host) -> Path:
+    """The ssh key of a host."""
+    return image.cache_dir() / host.image / "id_ed25519"

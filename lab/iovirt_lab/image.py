@@ -1,0 +1,274 @@
+# Copyright: the iovirt.host authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Building: the lab's own QEMU, the Debian root tree, the modules, the disk that boots by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, Iterator, List
+
+from . import accel, process, ssh
+from .common import LabError, lock, output_of, run, say, stage, tool, wait_for
+from .paths import GUEST_FILES, build_lock, cache_dir, logs_dir
+from .qemu import Machine, Qemu, qemu_in, tree_path, usable_qemu
+from .recipe import (
+    BACKPORTS,
+    BIOS_BOOT_SECTORS,
+    DISK_MIB,
+    HOST_PACKAGES,
+    MODULE_PACKAGES,
+    QEMU_PACKAGES,
+    ROOT_LABEL,
+    ROOT_START_SECTOR,
+    SUITE,
+    image_key,
+)
+
+TREE_LIMIT = 900.0
+BOOT_LIMIT = 300.0
+LOCK_LIMIT = 1800.0
+NETWORK_HINT = "check the network and the machine's package sources, then run lab/lab build again"
+# On a machine in use the disk need not survive a power cut: a build that was cut off is thrown away.
+QUICK_DPKG = ["--dpkgopt=force-unsafe-io"]
+NO_MANUALS = ["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"]
+BIOS_BOOT_TYPE = "21686148-6449-6E6F-744E-656564454649"
+
+
+def image_path() -> Path:
+    """Where the built image lies."""
+    return cache_dir() / image_key()
+
+
+def ensure() -> Qemu:
+    """Build what is missing. Returns the QEMU to use."""
+    qemu = usable_qemu()
+    if qemu is not None and image_path().is_dir():
+        return qemu
+    with lock(build_lock(), "building", LOCK_LIMIT):
+        remove_leftovers()
+        return build_all()
+
+
+def build_all() -> Qemu:
+    """Build what is missing, with the lock held; another process may have built it in the meantime."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        qemu_done = pool.submit(ensure_qemu)
+        if not image_path().is_dir():
+            with stage("the lab's disk image"), new_folder(image_path()) as work:
+                build_image(work, qemu_done.result)
+        return qemu_done.result()
+
+
+def remove_leftovers() -> None:
+    """What a build that was cut off left behind. Safe: the lock is held."""
+    for path in cache_dir().glob("*.part-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for found in process.running():
+        if found.name in ("build", "probe"):
+            process.end(found)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=path.name + ".part-", dir=path.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def mmdebstrap_env(work: Path) -> Dict[str, str]:
+    """Where mmdebstrap unpacks: beside the result for root; a user's home is closed to its mapped owners, so /tmp."""
+    env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    if os.geteuid() == 0:
+        env["TMPDIR"] = str(work)
+    # The tool calls programs of /usr/sbin, which a normal user's PATH lacks on Debian.
+    env["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    return env
+
+
+def mmdebstrap(work: Path, what: str, words: List[str], log: Path) -> None:
+    """Run mmdebstrap. The mirror is its own default or the machine's: no address is named here."""
+    mode = "root" if os.geteuid() == 0 else "unshare"
+    argv = [tool("mmdebstrap"), f"--mode={mode}", "--architectures=amd64", *QUICK_DPKG, *words]
+    run(argv, what=what, log=log, limit=TREE_LIMIT, env=mmdebstrap_env(work), todo=NETWORK_HINT)
+
+
+def new_log(name: str) -> Path:
+    """An empty log for a stage."""
+    logs_dir().mkdir(parents=True, exist_ok=True)
+    path = logs_dir() / f"{name}.log"
+    path.unlink(missing_ok=True)
+    return path
+
+
+def ensure_qemu() -> Qemu:
+    """The machine's own QEMU, or a tree of packages that leaves the machine's package sources alone."""
+    found = usable_qemu()
+    if found is not None:
+        return found
+    with stage(f"QEMU from {BACKPORTS}"), new_folder(tree_path()) as work:
+        # The sources of the tree get a second line for the backports, made from the first one.
+        sources = f'sed -n "s/ {SUITE} main/ {BACKPORTS} main/p" "$1/etc/apt/sources.list" >"$1/etc/apt/backports"'
+        sources += ' && cat "$1/etc/apt/backports" >>"$1/etc/apt/sources.list" && rm "$1/etc/apt/backports"'
+        pin = f'printf "Package: *\\nPin: release n={BACKPORTS}\\nPin-Priority: 600\\n" >"$1/etc/apt/preferences.d/lab"'
+        words = ["--variant=extract", "--include=" + ",".join(QEMU_PACKAGES), *NO_MANUALS]
+        words += [f"--setup-hook={sources}", f"--setup-hook={pin}", SUITE, str(work / "tree.tar")]
+        log = new_log("qemu")
+        mmdebstrap(work, "unpacking QEMU", words, log)
+        unpack = ["tar", "-x", "--no-same-owner", "--exclude=./dev", "--exclude=./usr/share/doc", "-C", str(work)]
+        run([*unpack, "-f", str(work / "tree.tar")], what="unpacking QEMU", log=log, limit=120)
+        (work / "tree.tar").unlink()
+        version = output_of([*qemu_in(work).system, "--version"], env=qemu_in(work).environment())
+        if not version:
+            raise LabError("the unpacked QEMU does not start", NETWORK_HINT, log)
+        say(version.splitlines()[0])
+    return qemu_in(tree_path())
+
+
+def build_image(work: Path, qemu_done) -> None:  # type: ignore[no-untyped-def]
+    """Everything from packages to a disk that boots by itself."""
+    check_user()
+    make_key(work)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # Beside each other: one waits for the network while the other unpacks.
+        modules = pool.submit(build_modules, work)
+        try:
+            build_tree(work)
+        finally:
+            modules.exception()
+        modules.result()
+    assemble(work)
+    first_boot(work, qemu_done())
+    (work / "disk.raw").chmod(0o444)
+    shutil.rmtree(work / "modules")
+
+
+def check_user() -> None:
+    """A normal user needs a range of user ids of his own, for the files of root, sshd and the others."""
+    if os.geteuid() == 0:
+        return
+    tool("newuidmap")
+    probe = [tool("unshare"), "--user", "--map-root-user", "--map-auto", "--mount", "true"]
+    done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
+    if done.returncode != 0:
+        raise LabError(
+            f"this user cannot make a user namespace with a range of ids: {done.stderr.strip()}",
+            "give the user a range in /etc/subuid and /etc/subgid (usermod --add-subuids 100000-165535 "
+            "--add-subgids 100000-165535 USER), and allow user namespaces; or build as root",
+        )
+
+
+def make_key(work: Path) -> None:
+    """The lab's own ssh key."""
+    argv = [tool("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "iovirt-lab", "-f", str(work / "id_ed25519")]
+    run(argv, what="making an ssh key", log=new_log("key"), limit=30)
+
+
+def script_hooks(name: str) -> List[str]:
+    """Hooks that run one of our scripts inside the tree."""
+    # copy-in goes through mmdebstrap's own process: the mapped root of a user's build cannot read his files.
+    copy = f"copy-in {shlex.quote(str(GUEST_FILES / name))} /tmp"
+    return [f"--customize-hook={copy}", f'--customize-hook=chroot "$1" sh /tmp/{name}', f'--customize-hook=rm "$1/tmp/{name}"']
+
+
+def build_tree(work: Path) -> None:
+    """The root tree of a host."""
+    with stage(f"root tree of Debian {SUITE}"):
+        words = ["--variant=apt", "--include=" + ",".join(HOST_PACKAGES), *NO_MANUALS]
+        # Before initramfs-tools is installed, so that the initramfs is made once and the right way.
+        initramfs = 'mkdir -p "$1/etc/initramfs-tools/conf.d" && printf "COMPRESS=zstd\\nCOMPRESSLEVEL=1\\n" '
+        words += ["--essential-hook=" + initramfs + '>"$1/etc/initramfs-tools/conf.d/lab"']
+        words += [*script_hooks("customize.sh"), SUITE, str(work / "root.tar")]
+        mmdebstrap(work, "installing the root tree", words, new_log("root"))
+
+
+def build_modules(work: Path) -> None:
+    """The kernel modules that Debian does not ship, from Debian's own source, in a tree of their own."""
+    with stage("modules mtty, mdpy, netdevsim"):
+        (work / "modules").mkdir()
+        out = f"sync-out /out {shlex.quote(str(work / 'modules'))}"
+        words = ["--variant=apt", "--include=" + ",".join(MODULE_PACKAGES), *NO_MANUALS, "--format=null"]
+        words += [*script_hooks("build-modules.sh"), f"--customize-hook={out}", SUITE, "/dev/null"]
+        mmdebstrap(work, "building the modules", words, new_log("modules"))
+
+
+def assemble(work: Path) -> None:
+    """From the root tree and the modules to a partitioned disk."""
+    with stage("disk"):
+        log = new_log("disk")
+        disk = work / "disk.raw"
+        with disk.open("wb") as handle:
+            handle.truncate(DISK_MIB * 1024 * 1024)
+        root_mib = DISK_MIB - 4
+        start, size = BIOS_BOOT_SECTORS
+        table = f"label: gpt\nstart={start}, size={size}, type={BIOS_BOOT_TYPE}\n"
+        table += f"start={ROOT_START_SECTOR}, size={root_mib * 2048}, type=linux\n"
+        (work / "table").write_text(table, encoding="ascii")
+        run([tool("sfdisk"), "-q", str(disk)], what="partitioning", log=log, limit=60, stdin=work / "table")
+        (work / "table").unlink()
+        argv = [
+            "sh", str(GUEST_FILES / "assemble.sh"), str(work), ROOT_LABEL, str(ROOT_START_SECTOR), str(root_mib)
+        ]  # fmt: skip
+        if os.geteuid() != 0:
+            argv = [tool("unshare"), "--user", "--map-root-user", "--map-auto", "--mount", *argv]
+        run(argv, what="filling the disk", log=log, limit=300, env=mmdebstrap_env(work))
+
+
+def first_boot(work: Path, qemu: Qemu) -> None:
+    """Boot once by QEMU's own loader, to install the real one: it needs the running disk."""
+    with stage("first boot, installing GRUB"):
+        port = ssh.free_port()
+        ssh.write_known_hosts(work / "known_hosts", port, work / "host_key.pub")
+        machine = Machine(
+            name="build",
+            accel=accel.choose(qemu, work / "vmlinuz", work / "initrd"),
+            memory="2G",
+            port=port,
+            disk="disk.raw",
+            disk_format="raw",
+            kernel=work / "vmlinuz",
+            initrd=work / "initrd",
+            append=f"root=LABEL={ROOT_LABEL} ro console=tty0 console=ttyS0,115200 intel_iommu=off",
+            devices=False,
+        )
+        child = process.start(qemu, machine, work)
+        try:
+            settle(work, port, child)
+        finally:
+            child.kill()
+            child.wait()
+            for name in ("console.log", "qemu.log"):
+                with contextlib.suppress(OSError):
+                    shutil.move(str(work / name), str(logs_dir() / f"first-boot-{name}"))
+            for name in ("console.sock", "qmp.sock", "qemu.pid", "known_hosts"):
+                (work / name).unlink(missing_ok=True)
+
+
+def settle(work: Path, port: int, child) -> None:  # type: ignore[no-untyped-def]
+    """Run the first boot's script over ssh, then power the host off."""
+    console = work / "console.log"
+    if not wait_for(lambda: child.poll() is not None or ssh.greets(port), BOOT_LIMIT):
+        raise LabError(f"the new host did not answer within {BOOT_LIMIT:.0f} s", log=console)
+    if child.poll() is not None:
+        raise LabError(f"QEMU ended with status {child.returncode}", log=work / "qemu.log")
+    say("the new host answers")
+    log = new_log("first-boot")
+    key, known = work / "id_ed25519", work / "known_hosts"
+    words = ssh.argv(port, key, known, ["sh", "-s"])
+    ssh.check_reply(ssh.call(words, BOOT_LIMIT, GUEST_FILES / "first-boot.sh", log), "installing GRUB", log)
+    # It takes the connection down with it, so its exit status says nothing.
+    ssh.call(ssh.argv(port, key, known, ["systemctl", "poweroff"]), 30, log=log)
+    if not wait_for(lambda: child.poll() is not None, 120):
+        raise LabError("the new host does not power off", log=console)

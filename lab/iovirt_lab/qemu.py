@@ -1,0 +1,192 @@
+# Copyright: the iovirt.host authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which QEMU runs the lab, and the machine that it emulates."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from .common import LabError, find_tool, output_of
+from .paths import cache_dir, state_id
+from .recipe import QEMU_MINIMUM, qemu_key
+
+SYSTEM = "qemu-system-x86_64"
+IMAGE_TOOL = "qemu-img"
+
+
+@dataclass
+class Qemu:
+    """How the programs of one QEMU are started."""
+
+    origin: str
+    system: List[str]
+    image_tool: List[str]
+    env: Dict[str, str] = field(default_factory=dict)
+
+    def environment(self) -> Dict[str, str]:
+        """The environment of its processes."""
+        return {**os.environ, **self.env}
+
+
+def version_of(text: str) -> Optional[Tuple[int, int]]:
+    """The version in what `--version` prints."""
+    found = re.search(r"version (\d+)\.(\d+)", text)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def installed_qemu() -> Optional[Qemu]:
+    """The machine's own QEMU, when it is new enough and complete."""
+    system, image_tool = find_tool(SYSTEM), find_tool(IMAGE_TOOL)
+    if system is None or image_tool is None:
+        return None
+    version = version_of(output_of([system, "--version"]))
+    if version is None or version < QEMU_MINIMUM:
+        return None
+    return Qemu(f"installed, {version[0]}.{version[1]}", [system], [image_tool])
+
+
+def tree_path() -> Path:
+    """Where the lab's own QEMU lies."""
+    return cache_dir() / qemu_key()
+
+
+def qemu_in(tree: Path) -> Qemu:
+    """QEMU from an unpacked tree, started by the tree's own loader: needs no root and no chroot."""
+    libraries = tree / "usr" / "lib" / "x86_64-linux-gnu"
+    loader = [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
+    share = tree / "usr" / "share"
+    system = [*loader, str(tree / "usr" / "bin" / SYSTEM), "-L", str(share / "qemu"), "-L", str(share / "seabios")]
+    # QEMU looks for its modules beside its program, and that is the loader here.
+    env = {"QEMU_MODULE_DIR": str(libraries / "qemu")}
+    return Qemu("the lab's own tree", system, [*loader, str(tree / "usr" / "bin" / IMAGE_TOOL)], env)
+
+
+def usable_qemu() -> Optional[Qemu]:
+    """A QEMU that can run the lab, if there is one now."""
+    found = installed_qemu()
+    if found is None and tree_path().is_dir():
+        found = qemu_in(tree_path())
+    return found
+
+
+def need_qemu() -> Qemu:
+    """Like usable_qemu, but it must be there."""
+    found = usable_qemu()
+    if found is None:
+        raise LabError("there is no QEMU 11.1 or newer", "lab/lab build")
+    return found
+
+
+def marker(name: str) -> str:
+    """What the command line of each QEMU carries, so that its process is found again and no other is ended."""
+    return f"iovirt-lab:{state_id()}:{name}"
+
+
+def mac(name: str, number: int) -> str:
+    """An address that a device keeps when its host is built anew."""
+    first, second = hashlib.sha256(name.encode()).digest()[:2]
+    return f"52:54:00:{first:02x}:{second:02x}:{number:02x}"
+
+
+@dataclass
+class Machine:
+    """One lab host as QEMU has to know it; file names are relative to its run folder."""
+
+    name: str
+    accel: str
+    memory: str = "3G"
+    cpus: int = 2
+    port: int = 0
+    disk: str = "disk.qcow2"
+    disk_format: str = "qcow2"
+    nvme_disk: str = "nvme.raw"
+    kernel: Optional[Path] = None
+    initrd: Optional[Path] = None
+    append: str = ""
+    devices: bool = True
+
+
+def arguments(machine: Machine) -> List[str]:
+    """The command line after the program's name."""
+    result = base_arguments(machine)
+    if machine.kernel is not None:
+        result += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.append]
+    if machine.disk:
+        boot = "" if machine.kernel else ",bootindex=0"
+        result += [
+            "-drive", f"if=none,id=root,file={machine.disk},format={machine.disk_format},cache=unsafe,discard=unmap",
+            "-device", f"virtio-blk-pci,drive=root,serial=labroot,addr=0x2{boot}",
+        ]  # fmt: skip
+    if machine.port:
+        result += [
+            "-netdev", f"user,id=mgmt,hostfwd=tcp:127.0.0.1:{machine.port}-:22",
+            "-device", f"virtio-net-pci,netdev=mgmt,mac={mac(machine.name, 1)},romfile=,addr=0x3",
+        ]  # fmt: skip
+    if machine.devices:
+        result += sriov_devices(machine)
+    return result
+
+
+def base_arguments(machine: Machine) -> List[str]:
+    """The machine without its disks and networks."""
+    host_id = uuid.uuid5(uuid.NAMESPACE_OID, marker(machine.name))
+    return [
+        "-name", f"guest={marker(machine.name)}",
+        "-nodefaults", "-no-user-config", "-display", "none",
+        # Interrupt remapping needs the split irqchip; caching-mode is what vfio in a nested guest needs.
+        "-machine", "q35,kernel-irqchip=split", "-accel", machine.accel, "-cpu", "max",
+        # Slots as the root ports number them; by ACPI they would be named 0, 0-2, 16 and so on.
+        "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+        "-smp", str(machine.cpus), "-m", machine.memory, "-uuid", str(host_id),
+        "-smbios", f"type=1,manufacturer=iovirt,product=lab,serial={machine.name},uuid={host_id}",
+        "-smbios", "type=11," + ",".join(f"value={value}" for value in credentials(machine)),
+        "-device", "intel-iommu,intremap=on,caching-mode=on",
+        "-device", "VGA,addr=0x1",
+        "-device", "virtio-rng-pci,addr=0x4",
+        "-chardev", "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log,logappend=on",
+        "-serial", "chardev:console",
+        "-qmp", "unix:qmp.sock,server=on,wait=off",
+        "-pidfile", "qemu.pid",
+    ]  # fmt: skip
+
+
+def credentials(machine: Machine) -> List[str]:
+    """What systemd in the host reads: its name, for the first boot and, as /etc/hostname, for the later ones."""
+    tmpfiles = base64.b64encode(f"f /etc/hostname 0644 root root - {machine.name}\\n\n".encode()).decode()
+    return [
+        f"io.systemd.credential:system.hostname={machine.name}",
+        f"io.systemd.credential.binary:tmpfiles.extra={tmpfiles}",
+    ]
+
+
+def root_port(slot: int, address: str) -> List[str]:
+    """A port of its own for a device: on the bus itself its VFs would share one IOMMU group."""
+    return ["-device", f"pcie-root-port,id=port{slot},slot={slot},chassis={slot},bus=pcie.0,addr={address}"]
+
+
+def sriov_devices(machine: Machine) -> List[str]:
+    """Two igb ports on one hub, an NVMe controller with VFs, and the edu device."""
+    result: List[str] = []
+    for number, address in ((1, "0x10"), (2, "0x11")):
+        result += root_port(number, address)
+        result += [
+            "-netdev", f"hubport,id=hub{number},hubid=1",
+            "-device", f"igb,bus=port{number},netdev=hub{number},mac={mac(machine.name, 0x10 * number)},romfile=",
+        ]  # fmt: skip
+    result += root_port(3, "0x12")
+    return result + [
+        "-device", "nvme-subsys,id=subsys0",
+        # Five VFs' worth of queues would be flexible resources; without them no VF can ever be set online.
+        "-device", f"nvme,id=nvme0,bus=port3,serial=LAB{machine.name},subsys=subsys0,sriov_max_vfs=4,"
+        "sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=10,msix_qsize=9",
+        "-drive", f"if=none,id=nvmedisk,file={machine.nvme_disk},format=raw,cache=unsafe,discard=unmap",
+        "-device", "nvme-ns,drive=nvmedisk,bus=nvme0,nsid=1",
+        "-device", "edu,addr=0x9",
+    ]  # fmt: skip
