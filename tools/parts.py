@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import common
 import tree
@@ -86,10 +86,10 @@ def main_venv() -> Path:
     return ROOT / ".venv"
 
 
-def tool(name: str, about: str, *commands: list[str], **more: object) -> Part:
+def tool(name: str, about: str, *commands: list[str], **more: Any) -> Part:
     """A part that runs in the checkout with the main virtual environment."""
     more.setdefault("hindrance", None if (main_venv() / "bin").exists() else "there is no .venv; `make setup` makes it")
-    return Part(name, about, list(commands), env=base_env(main_venv()), **more)  # type: ignore[arg-type]
+    return Part(name, about, list(commands), env=base_env(main_venv()), **more)
 
 
 # --- the parts ------------------------------------------------------------------------------------------------
@@ -125,7 +125,9 @@ def is_shell(path: Path) -> bool:
     return re.match(rb"#!.*\b(sh|bash)\b", first) is not None
 
 
-def ansible_test(name: str, about: str, use: str, arguments: list[str], **more: object) -> Part:
+def ansible_test(
+    name: str, about: str, use: str, arguments: list[str], hindrance: str | None = None, groups: tuple[str, ...] = ()
+) -> Part:
     venv = venv_path(use)
 
     def prepare() -> Path:
@@ -133,8 +135,7 @@ def ansible_test(name: str, about: str, use: str, arguments: list[str], **more: 
         return tree.copy(name, without=tree.NOT_SHIPPED)
 
     env = {**base_env(venv), "HOME": str(BUILD / "home" / name)}
-    hindrance = no_venv(use) or more.pop("hindrance", None)
-    return Part(name, about, [["ansible-test", *arguments]], hindrance, prepare, env, **more)  # type: ignore[arg-type]
+    return Part(name, about, [["ansible-test", *arguments]], no_venv(use) or hindrance, prepare, env, groups=groups)
 
 
 def sanity() -> list[Part]:
