@@ -7,6 +7,7 @@ Standard library only, Python 3.9 or newer: these run before anything is install
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -42,14 +43,15 @@ def die(what: str) -> None:
 
 def _pyenv_bins() -> list[str]:
     """The real folders of pyenv's Pythons: its shims fail for versions that are not selected."""
-    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    return [str(path) for path in sorted(root.glob("versions/3.*/bin")) if path.is_dir()]
+    root = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
+    # glob and os.path pass over what may not be read (another user's folder, left in the environment by su).
+    return sorted(glob.glob(os.path.join(glob.escape(root), "versions", "3.*", "bin")))
 
 
 def search_path() -> str:
     """PATH for finding Pythons: as it is, without pyenv's shims and virtual environments, then pyenv's own."""
     folders = [f for f in os.environ.get("PATH", os.defpath).split(os.pathsep) if f and not f.endswith("/shims")]
-    folders = [f for f in folders if not (Path(f).parent / "pyvenv.cfg").exists()]
+    folders = [f for f in folders if not os.path.exists(os.path.join(os.path.dirname(f), "pyvenv.cfg"))]
     return os.pathsep.join(dict.fromkeys(folders + _pyenv_bins()))
 
 
