@@ -1,0 +1,140 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Ready-made simulated hosts, and what the tests say often."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine import engine
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
+from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Block, Net, Pci, SimKernel
+
+PF1, PF2, NVME, EDU = "0000:81:00.0", "0000:82:00.0", "0000:91:00.0", "0000:00:09.0"
+DISK, MANAGEMENT = "0000:00:02.0", "0000:00:03.0"
+SSH = {"SSH_CONNECTION": "10.0.2.2 50000 10.0.2.15 22"}
+
+
+def lab(
+    iommu: bool = True,
+    next_iommu: Optional[bool] = None,
+    igbvf_loaded: bool = False,
+    vfio_loaded: bool = False,
+) -> SimKernel:
+    """The lab host: two igb ports, an NVMe controller with VFs, the edu device, virtio disk and management port."""
+    sim = SimKernel()
+    sim.add_driver("virtio-pci", "1af4:1041", "1af4:1042", builtin=True, net=True)
+    sim.add_driver("pcieport", "060400", builtin=True)
+    sim.add_driver("igb", "8086:10c9", sriov=True, net=True)
+    sim.add_driver("igbvf", "8086:10ca", net=True, builtin=igbvf_loaded)
+    sim.add_driver("nvme", "010802", sriov=True)
+    sim.add_driver("vfio-pci", builtin=vfio_loaded)
+    sim.add_driver("e1000e", "8086:10d3", net=True)
+    sim.add(Pci(DISK, "1af4:1042", "010000", below="virtio0"))
+    sim.add(Pci(MANAGEMENT, "1af4:1041", "020000", below="virtio1", ifname="ens3", mac="52:54:00:00:00:01"))
+    for number, (address, port) in enumerate(((PF1, "0000:80:00.0"), (PF2, "0000:80:01.0"))):
+        bridge = sim.add(Pci(port, "1b36:000c", "060400", parent="/sys/devices/pci0000:80", numa_node=0))
+        sim.add(
+            Pci(address, "8086:10c9", "020000", parent=bridge.path, subsystem="8086:a04c", numa_node=0,
+                slot=str(number + 1), total_vfs=7, offset=0x180, stride=2, vf_ids="8086:10ca",
+                ifname=f"enp{129 + number}s0", mac=f"52:54:00:00:01:0{number}")
+        )
+    port = sim.add(Pci("0000:90:00.0", "1b36:000c", "060400", parent="/sys/devices/pci0000:90", numa_node=1))
+    sim.add(
+        Pci(NVME, "1b36:0010", "010802", parent=port.path, numa_node=1, slot="3", total_vfs=4, offset=1, stride=1,
+            vf_ids="1b36:0010", serial="LAB0")
+    )
+    sim.add(Pci(EDU, "1234:11e8", "00ff00"))
+    sim.nets["ens3"] = Net(addresses=["10.0.2.15", "fe80::1"], default_route=True)
+    disk = sim.functions[DISK].path + "/virtio0/block/vda"
+    sim.blocks += [Block("vda", "254:0", disk, DISK), Block("vda1", "254:1", f"{disk}/vda1", DISK)]
+    nvme = sim.functions[NVME].path + "/nvme/nvme0/nvme0n1"
+    sim.blocks += [Block("nvme0n1", "259:0", nvme, NVME), Block("nvme0n1p1", "259:1", f"{nvme}/nvme0n1p1", NVME)]
+    sim.files["/proc/self/mountinfo"] = mount("254:1", "/", "/dev/vda1")
+    sim.files["/proc/swaps"] = "Filename\t\t\t\tType\t\tSize\tUsed\tPriority\n"
+    now = "intel_iommu=on" if iommu else "intel_iommu=off"
+    wanted = now if next_iommu is None else ("intel_iommu=on" if next_iommu else "intel_iommu=off")
+    sim.files["/etc/default/grub"] = (
+        f'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="console=ttyS0 {wanted}"\n'
+    )
+    return sim.power_on(f"root=UUID=1d9f ro console=ttyS0 {now} quiet")
+
+
+def mount(number: str, where: str, source: str, kind: str = "ext4") -> str:
+    return f"29 1 {number} / {where} rw,relatime shared:1 - {kind} {source} rw\n"
+
+
+def call(
+    sim: SimKernel,
+    sriov: Optional[list[dict[str, Any]]] = None,
+    vfio: Optional[list[dict[str, Any]]] = None,
+    check: bool = False,
+    allow: tuple[str, ...] = (),
+    exclusive: tuple[str, ...] = (),
+    assume: Optional[dict[str, Any]] = None,
+    **host: Any,
+) -> dict[str, Any]:
+    """The devices call, as the modules make it."""
+    wishes = {name: list_ for name, list_ in (("sriov", sriov), ("vfio", vfio)) if list_ is not None}
+    options = Options(frozenset(allow), frozenset(exclusive), assume or {})
+    host.setdefault("environment", SSH)
+    return engine.devices(sim.host(**host), wishes, options, engine.Call(check=check, who="test"))
+
+
+def at(address: str, **wish: Any) -> dict[str, Any]:
+    """A wish for one device by its address."""
+    return {"match": {"address": [address]}, **wish}
+
+
+def refused(sim: SimKernel, *words: str, **wishes: Any) -> str:
+    """The call is refused in check mode and in a run with the same sentence, which holds all the words; and nothing
+    was changed."""
+    before = sim.snapshot()
+    drivers = set(sim.registered)
+    done = list(sim.log)
+    sentences = []
+    for check in (True, False):
+        with pytest.raises(EngineError) as caught:
+            call(sim, check=check, **wishes)
+        sentences.append(str(caught.value))
+        assert sim.snapshot() == before
+        assert sim.registered == drivers
+    assert sim.log == done
+    assert sentences[0] == sentences[1]
+    for word in words:
+        assert word in sentences[0]
+    return sentences[0]
+
+
+def converged(sim: SimKernel, **wishes: Any) -> dict[str, Any]:
+    """What check mode announces is what a run does; a second run and a second check find nothing to do."""
+    before = sim.snapshot()
+    announced = call(sim, check=True, **wishes)
+    assert sim.snapshot() == before
+    done = call(sim, **wishes)
+    assert done["failures"] == {}
+    assert done["actions"] == announced["actions"]
+    assert done["diff"] == announced["diff"]
+    assert done["changed"] == announced["changed"]
+    quiet(sim, **wishes)
+    return done
+
+
+def quiet(sim: SimKernel, **wishes: Any) -> dict[str, Any]:
+    """Nothing is left to do now, in check mode and in a run; what waits for a reboot may go on waiting."""
+    before = sim.snapshot()
+    for check in (True, False):
+        result = call(sim, check=check, **wishes)
+        assert [a["text"] for a in result["actions"] if a["certainty"] != "after_reboot"] == []
+        assert result["changed"] is False
+    assert sim.snapshot() == before
+    return result
+
+
+def drivers_of(sim: SimKernel, pf: str) -> list[Optional[str]]:
+    """The drivers of a PF's VFs, in their order."""
+    return [sim.functions[address].driver for address in sim.functions[pf].vfs]

@@ -1,0 +1,822 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A simulated kernel: an in-memory file system that answers reads and writes as Linux does, and the few commands the
+engine starts.
+
+Where a behaviour comes from is said at the function that has it: a file of the kernel's source (6.12), or "lab" for
+what was seen on the lab host. Time is the simulation's own: it passes with each write and with each sleep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Callable, NamedTuple, Optional
+
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, grub
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
+from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
+
+DEVICES = "/sys/bus/pci/devices"
+DRIVERS = "/sys/bus/pci/drivers"
+RELEASE = "6.12.0-sim"
+KERNEL = f"/boot/vmlinuz-{RELEASE}"
+
+
+class Link(NamedTuple):
+    target: str
+
+
+@dataclass
+class Driver:
+    """A PCI driver. `module` is what modprobe knows; `ids` are the 'vendor:device' pairs or class codes it takes by
+    itself (vfio-pci has none: drivers/vfio/pci/vfio_pci.c)."""
+
+    name: str
+    ids: frozenset[str] = frozenset()
+    module: str = ""
+    #: Has the sriov_configure callback.
+    sriov: bool = False
+    net: bool = False
+
+    def __post_init__(self) -> None:
+        self.module = self.module or self.name.replace("-", "_")
+
+
+@dataclass
+class Pci:
+    """A PCI function."""
+
+    address: str
+    ids: str
+    class_code: str
+    parent: str = "/sys/devices/pci0000:00"
+    subsystem: str = "1af4:1100"
+    numa_node: int = -1
+    slot: str = ""
+    total_vfs: Optional[int] = None
+    offset: int = 0
+    stride: int = 0
+    vf_ids: str = ""
+    serial: str = ""
+    boot_vga: Optional[bool] = None
+    #: Bus below the function in which its netdev lives: 'virtio0' for virtio, nothing for most.
+    below: str = ""
+    ifname: str = ""
+    mac: str = ""
+    #: Kernel state, lost at reboot.
+    driver: Optional[str] = None
+    override: Optional[str] = None
+    group: Optional[str] = None
+    physfn: Optional[str] = None
+    vfs: list[str] = field(default_factory=list)
+    autoprobe: bool = True
+
+    @property
+    def path(self) -> str:
+        return f"{self.parent}/{self.address}"
+
+    @property
+    def modalias(self) -> str:
+        vendor, device = (part.upper().rjust(8, "0") for part in self.ids.split(":"))
+        sub_vendor, sub_device = (part.upper().rjust(8, "0") for part in self.subsystem.split(":"))
+        base, sub, interface = self.class_code[:2], self.class_code[2:4], self.class_code[4:6]
+        return f"pci:v{vendor}d{device}sv{sub_vendor}sd{sub_device}bc{base}sc{sub}i{interface}"
+
+
+@dataclass
+class Net:
+    """A network device that is no PCI function's, or what is configured on one that is."""
+
+    addresses: list[str] = field(default_factory=list)
+    default_route: bool = False
+    up: bool = True
+    carrier: bool = True
+    kind: str = ""
+    lowers: list[str] = field(default_factory=list)
+    mac: str = ""
+
+
+@dataclass
+class Block:
+    """A block device below a PCI function (`path` says where), or a virtual one."""
+
+    name: str
+    number: str
+    path: str
+    function: str = ""
+    slaves: list[str] = field(default_factory=list)
+
+
+class SimKernel:
+    """The `Files` protocol and a runner, over a simulated host."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.functions: dict[str, Pci] = {}
+        self.known_drivers: dict[str, Driver] = {}
+        self.registered: set[str] = set()
+        self.builtin: set[str] = set()
+        self.nets: dict[str, Net] = {}
+        self.blocks: list[Block] = []
+        self.multipath: dict[str, list[str]] = {}
+        self.files: dict[str, str] = {}
+        self.modes: dict[str, int] = {}
+        self.links: dict[str, str] = {}
+        self.pids: dict[int, tuple[str, list[str]]] = {}
+        self.acpi = ["DMAR"]
+        self.iommu_on = False
+        self.identity_groups = False
+        #: The IOMMU group of functions that share one: address -> a name of the pool.
+        self.shared_groups: dict[str, str] = {}
+        # Knobs.
+        self.udev_delay: Optional[float] = 5.0
+        self.fewer_vfs: Optional[int] = None
+        self.count_errno: Optional[int] = None
+        self.vf_links_delay = 0.0
+        self.probe_errno: dict[tuple[str, str], int] = {}
+        self.broken_modules: set[str] = set()
+        self.blocking: list[str] = []
+        self.faults: list[tuple[str, str, int]] = []
+        self.fail_at: Optional[int] = None
+        self.unreadable: set[str] = set()
+        self.lock_holder: Optional[str] = None
+        self.mkconfig_breaks = False
+        # Records.
+        self.log: list[tuple[str, str, str]] = []
+        self.commands: list[list[str]] = []
+        self._events: list[tuple[float, Callable[[], None]]] = []
+        self._tree: Optional[dict[str, Any]] = None
+        self._children: dict[str, set[str]] = {}
+        self._macs = 0
+
+    # --- Building --------------------------------------------------------------------------------------------------
+
+    def add_driver(self, name: str, *ids: str, builtin: bool = False, **more: Any) -> None:
+        self.known_drivers[name] = Driver(name, frozenset(ids), **more)
+        if builtin:
+            self.builtin.add(name)
+
+    def add(self, function: Pci) -> Pci:
+        self.functions[function.address] = function
+        return function
+
+    def host(self, **more: Any) -> Host:
+        more.setdefault("sources", lambda: {"__init__.py": "", "cli.py": "# engine\n"})
+        return Host(files=self, run=self.run, sleep=self.sleep, clock=self.clock, **more)
+
+    def power_on(self, running: str = "") -> SimKernel:
+        """The first boot, with a command line of the test's own or that of grub.cfg."""
+        if grub.CONFIG not in self.files:
+            self._mkconfig(grub.CONFIG)
+        self._boot(running or None)
+        self.log.clear()
+        self.commands.clear()
+        return self
+
+    # --- Time ------------------------------------------------------------------------------------------------------
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self._pass(seconds)
+
+    def _pass(self, seconds: float) -> None:
+        end = self.now + seconds
+        while True:
+            due = sorted((event for event in self._events if event[0] <= end), key=lambda event: event[0])
+            if not due:
+                break
+            self._events.remove(due[0])
+            self.now = max(self.now, due[0][0])
+            due[0][1]()
+            self._tree = None
+        self.now = end
+
+    def later(self, seconds: float, what: Callable[[], None]) -> None:
+        self._events.append((self.now + seconds, what))
+
+    # --- Snapshots -------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that a run may change on a device or in a file. Modules loaded meanwhile do not count."""
+        return {
+            "functions": {
+                f.address: (f.driver, f.override, tuple(f.vfs), f.autoprobe) for f in self.functions.values()
+            },
+            "files": dict(self.files),
+            "modes": dict(self.modes),
+            "links": dict(self.links),
+        }
+
+    def of_device(self, address: str) -> dict[str, Any]:
+        """The part of the snapshot that is one device with its VFs."""
+        function = self.functions[address]
+        names = [address, *function.vfs]
+        return {name: self.snapshot()["functions"][name] for name in names}
+
+    # --- The driver core -------------------------------------------------------------------------------------------
+
+    def _matches(self, driver: Driver, function: Pci) -> bool:
+        """pci_match_device(), drivers/pci/pci-driver.c: with an override its driver alone, whatever the ids."""
+        if function.override:
+            return function.override == driver.name
+        return function.ids in driver.ids or function.class_code in driver.ids
+
+    def _can_probe(self, function: Pci) -> bool:
+        """pci_device_can_probe(), drivers/pci/pci-driver.c."""
+        if not function.physfn:
+            return True
+        return self.functions[function.physfn].autoprobe or bool(function.override)
+
+    def _probe(self, driver: Driver, function: Pci) -> int:
+        """really_probe(): 0 or an error number."""
+        if not self._can_probe(function):
+            return errno.ENODEV
+        failure = self.probe_errno.get((driver.name, function.address), 0)
+        if not failure and driver.name.startswith("vfio") and function.group is None:
+            # vfio_pci_core_register_device -> vfio_group_find_or_alloc: no group is EINVAL.
+            failure = errno.EINVAL
+        if not failure and function.physfn and driver.name == "nvme":
+            # lab: a secondary controller without resources does not answer.
+            failure = errno.ENODEV
+        if not failure:
+            function.driver = driver.name
+        self._tree = None
+        return failure
+
+    def _attach(self, function: Pci) -> None:
+        """device_attach(): the first registered driver that takes it; failures are not told."""
+        for name in sorted(self.registered):
+            driver = self.known_drivers[name]
+            if function.driver is None and self._matches(driver, function):
+                self._probe(driver, function)
+
+    def _detach(self, function: Pci) -> None:
+        function.driver = None
+        for address in list(function.vfs):
+            # A PF driver's remove() ends SR-IOV (seen: igb).
+            self._vanish(function, address)
+        self._tree = None
+
+    def _vanish(self, pf: Pci, address: str) -> None:
+        pf.vfs.remove(address)
+        self.functions.pop(address)
+
+    def _register(self, name: str) -> None:
+        """driver_register(): from now on it is offered every device that has none."""
+        if name in self.registered:
+            return
+        self.registered.add(name)
+        self._tree = None
+        for function in list(self.functions.values()):
+            if function.driver is None and self._matches(self.known_drivers[name], function):
+                self._probe(self.known_drivers[name], function)
+
+    def _module(self, module: str) -> list[Driver]:
+        wanted = module.replace("-", "_")
+        return [d for d in self.known_drivers.values() if d.module == wanted and wanted not in self.broken_modules]
+
+    def _uevent(self, function: Pci) -> None:
+        """udev loads by modalias, some time later. With an override the kernel sends the same modalias, so the module
+        is loaded all the same; it just does not get the device."""
+        for driver in self.known_drivers.values():
+            alone = driver.name not in self.registered and driver.module not in self.broken_modules
+            if alone and (function.ids in driver.ids or function.class_code in driver.ids):
+                if self.udev_delay is not None:
+                    self.later(self.udev_delay, lambda name=driver.name: self._register(name))
+
+    # --- Writes to sysfs -------------------------------------------------------------------------------------------
+
+    def _sysfs_write(self, real: str, data: str) -> int:
+        folder, _, name = real.rpartition("/")
+        if real == "/sys/bus/pci/drivers_probe":
+            return self._drivers_probe(data.strip())
+        if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
+            return self._bind(folder.rpartition("/")[2], name, data.strip())
+        function = self.functions.get(folder.rpartition("/")[2])
+        if function and name == "driver_override":
+            return self._set_override(function, data)
+        if function and function.total_vfs is not None and name == "sriov_numvfs":
+            return self._set_count(function, data)
+        if function and function.total_vfs is not None and name == "sriov_drivers_autoprobe":
+            if data.strip() not in ("0", "1"):
+                return errno.EINVAL
+            function.autoprobe = data.strip() == "1"
+            return 0
+        return errno.EACCES
+
+    def _drivers_probe(self, address: str) -> int:
+        """drivers_probe_store(), drivers/base/bus.c: says nothing of whether a driver took it (lab: rc 0, no driver)."""
+        function = self.functions.get(address)
+        if function is None:
+            return errno.ENODEV
+        self._attach(function)
+        return 0
+
+    def _bind(self, name: str, what: str, address: str) -> int:
+        """bind_store() and unbind_store(), drivers/base/bus.c; device_driver_attach() says EBUSY."""
+        function = self.functions.get(address)
+        driver = self.known_drivers[name]
+        if what == "unbind":
+            if function is None or function.driver != name:
+                return errno.ENODEV
+            self._detach(function)
+            return 0
+        if function is None or not self._matches(driver, function):
+            return errno.ENODEV
+        if function.driver is not None:
+            return errno.EBUSY
+        return self._probe(driver, function)
+
+    def _set_override(self, function: Pci, data: str) -> int:
+        """driver_set_override(), drivers/base/driver.c: an empty line clears it."""
+        if len(data) >= 4095:
+            return errno.EINVAL
+        function.override = data.split("\n")[0] or None
+        return 0
+
+    def _set_count(self, pf: Pci, data: str) -> int:
+        """sriov_numvfs_store(), drivers/pci/iov.c, in its order: syntax, range, same value, driver, busy."""
+        if not re.fullmatch(r"\+?\d+\n?", data):
+            return errno.EINVAL
+        count = int(data)
+        if count > (pf.total_vfs or 0):
+            return errno.ERANGE
+        if count == len(pf.vfs):
+            return 0
+        if pf.driver is None or not self.known_drivers[pf.driver].sriov:
+            return errno.ENOENT
+        if count == 0:
+            for address in list(pf.vfs):
+                self._vanish(pf, address)
+            return 0
+        if pf.vfs:
+            return errno.EBUSY
+        if self.count_errno is not None:
+            return self.count_errno
+        if self.fewer_vfs is not None:
+            count = min(count, self.fewer_vfs)
+        if self.vf_links_delay:
+            self.later(self.vf_links_delay, lambda: self._bear(pf, count))
+        else:
+            self._bear(pf, count)
+        return 0
+
+    def _bear(self, pf: Pci, count: int) -> None:
+        """pci_iov_add_virtfn(): no override, a group of its own, probed at once where that is allowed."""
+        for index in range(count):
+            vf = self.add(
+                Pci(
+                    address=vf_address(pf, index),
+                    ids=pf.vf_ids,
+                    class_code=pf.class_code,
+                    parent=pf.parent,
+                    subsystem=pf.subsystem,
+                    numa_node=pf.numa_node,
+                    physfn=pf.address,
+                    ifname=f"{pf.ifname}v{index}" if pf.ifname else "",
+                    mac=self._random_mac(),
+                )
+            )
+            pf.vfs.append(vf.address)
+            vf.group = self._group_of(vf)
+            self._attach(vf)
+            self._uevent(vf)
+        self._tree = None
+
+    def _random_mac(self) -> str:
+        self._macs += 1
+        return f"0a:00:00:00:{self._macs >> 8:02x}:{self._macs & 255:02x}"
+
+    def _group_of(self, function: Pci) -> Optional[str]:
+        if not self.iommu_on:
+            return None
+        pool = self.shared_groups.get(function.address)
+        for other in self.functions.values():
+            if pool and other.group is not None and self.shared_groups.get(other.address) == pool:
+                return other.group
+        taken = {int(f.group) for f in self.functions.values() if f.group is not None}
+        return str(next(number for number in range(1000) if number not in taken))
+
+    # --- Boot ------------------------------------------------------------------------------------------------------
+
+    def reboot(self) -> SimKernel:
+        """What a reboot loses (lab: numvfs, autoprobe, overrides, modules, /run) is lost; files stay."""
+        self._boot(None)
+        return self
+
+    def _boot(self, running: Optional[str]) -> None:
+        self._events.clear()
+        self.pids.clear()
+        for address in [f.address for f in self.functions.values() if f.physfn]:
+            self.functions.pop(address)
+        for path in [path for path in self.files if path.startswith("/run/")]:
+            self._forget(path)
+        self.files["/run/systemd/system/.keep"] = ""
+        words = running if running is not None else " ".join(grub.parse(self.files[grub.CONFIG])[0].words)
+        self.files["/proc/cmdline"] = f"BOOT_IMAGE={KERNEL} {words}\n"
+        self.iommu_on = bool(self.acpi) and self._translates(cmdline.split(words))
+        self.identity_groups = any(cmdline.satisfied(cmdline.split(words), w) for w in ("iommu=pt", "iommu.passthrough=1"))
+        self.files["/proc/interrupts"] = "  24:  0  IR-PCI-MSI  igb\n" if self.iommu_on else "  24:  0  PCI-MSI  igb\n"
+        self.registered.clear()
+        for function in self.functions.values():
+            function.driver = function.override = function.group = None
+            function.vfs, function.autoprobe = [], True
+        for function in self.functions.values():
+            function.group = self._group_of(function)
+        for name in sorted(self.builtin):
+            self._register(name)
+        for function in self.functions.values():
+            for driver in self.known_drivers.values():
+                # Coldplug: udev loads what the devices of the boot ask for.
+                if function.ids in driver.ids or function.class_code in driver.ids:
+                    self._register(driver.name)
+        self._tree = None
+
+    def _translates(self, words: list[str]) -> bool:
+        """VT-d: off unless asked for, as CONFIG_INTEL_IOMMU_DEFAULT_ON is not set here. AMD-Vi: on unless forbidden."""
+        if cmdline.satisfied(words, "iommu=off"):
+            return False
+        if "DMAR" in self.acpi:
+            return cmdline.satisfied(words, "intel_iommu=on")
+        return not cmdline.satisfied(words, "amd_iommu=off")
+
+    # --- The tree --------------------------------------------------------------------------------------------------
+
+    def _nodes(self) -> dict[str, Any]:
+        if self._tree is None:
+            nodes: dict[str, Any] = {}
+            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes):
+                nodes.update(part())
+            nodes.update(self.files)
+            nodes.update({path: Link(target) for path, target in self.links.items()})
+            self._children = {}
+            for path in nodes:
+                while path:
+                    parent, _, name = path.rpartition("/")
+                    if name in self._children.setdefault(parent, set()):
+                        break
+                    self._children[parent].add(name)
+                    path = parent
+            self._tree = nodes
+        return self._tree
+
+    def _pci_nodes(self) -> dict[str, Any]:
+        nodes: dict[str, Any] = {"/sys/bus/pci/drivers_probe": ""}
+        for name in self.registered:
+            nodes[f"{DRIVERS}/{name}/bind"] = nodes[f"{DRIVERS}/{name}/unbind"] = ""
+        for f in self.functions.values():
+            path = f.path
+            nodes[f"{DEVICES}/{f.address}"] = Link(path)
+            attributes = {
+                "vendor": "0x" + f.ids[:4],
+                "device": "0x" + f.ids[5:],
+                "subsystem_vendor": "0x" + f.subsystem[:4],
+                "subsystem_device": "0x" + f.subsystem[5:],
+                "class": "0x" + f.class_code,
+                "modalias": f.modalias,
+                "numa_node": str(f.numa_node),
+                "driver_override": f.override or "(null)",
+            }
+            if f.boot_vga is not None:
+                attributes["boot_vga"] = str(int(f.boot_vga))
+            if f.total_vfs is not None:
+                attributes.update(
+                    sriov_totalvfs=str(f.total_vfs),
+                    sriov_numvfs=str(len(f.vfs)),
+                    sriov_drivers_autoprobe=str(int(f.autoprobe)),
+                    sriov_offset=str(f.offset),
+                    sriov_stride=str(f.stride),
+                    sriov_vf_device=f.vf_ids[5:],
+                )
+            nodes.update({f"{path}/{name}": text + "\n" for name, text in attributes.items()})
+            nodes[f"{path}/subsystem"] = Link("/sys/bus/pci")
+            if f.driver:
+                nodes[f"{path}/driver"] = Link(f"{DRIVERS}/{f.driver}")
+                nodes[f"{DRIVERS}/{f.driver}/{f.address}"] = Link(path)
+            if f.group is not None:
+                folder = f"/sys/kernel/iommu_groups/{f.group}"
+                nodes[f"{path}/iommu_group"] = Link(folder)
+                nodes[f"{folder}/type"] = "identity\n" if self.identity_groups else "DMA\n"
+                nodes[f"{folder}/devices/{f.address}"] = Link(path)
+            if f.physfn:
+                nodes[f"{path}/physfn"] = Link(self.functions[f.physfn].path)
+            for index, vf in enumerate(f.vfs):
+                nodes[f"{path}/virtfn{index}"] = Link(self.functions[vf].path)
+            if f.driver == "nvme":
+                nodes[f"{path}/nvme/nvme0/serial"] = f"{f.serial:20}\n"
+            if f.driver == "vfio-pci":
+                nodes[f"{path}/vfio-dev/vfio{f.address[5:7]}/dev"] = "511:0\n"
+            if f.slot:
+                nodes[f"/sys/bus/pci/slots/{f.slot}/address"] = f.address.rpartition(".")[0] + "\n"
+        return nodes
+
+    def netdevs(self) -> dict[str, tuple[Optional[Pci], Net]]:
+        """All network devices that are there now: name -> function, configuration."""
+        found: dict[str, tuple[Optional[Pci], Net]] = {}
+        for function in self.functions.values():
+            driver = self.known_drivers.get(function.driver or "")
+            if driver and driver.net and function.ifname:
+                found[function.ifname] = (function, self.nets.get(function.ifname, Net(up=False, carrier=False)))
+        found.update({name: (None, net) for name, net in self.nets.items() if net.kind})
+        return found
+
+    def _net_nodes(self) -> dict[str, Any]:
+        nodes: dict[str, Any] = {}
+        here = self.netdevs()
+        for name, (function, net) in here.items():
+            if function:
+                path = "/".join(part for part in (function.path, function.below, "net", name) if part)
+            else:
+                path = f"/sys/devices/virtual/net/{name}"
+            nodes[f"/sys/class/net/{name}"] = Link(path)
+            nodes[f"{path}/ifindex"] = "1\n"
+            for lower in net.lowers:
+                if lower in here:
+                    nodes[f"{path}/lower_{lower}"] = Link(f"/sys/class/net/{lower}")
+            for upper, (_function, other) in here.items():
+                if name in other.lowers:
+                    nodes[f"{path}/upper_{upper}"] = Link(f"/sys/class/net/{upper}")
+        routes = [name for name, (_f, net) in here.items() if net.default_route]
+        nodes["/proc/net/route"] = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\n" + "".join(
+            f"{name}\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n" for name in routes
+        )
+        return nodes
+
+    def _block_nodes(self) -> dict[str, Any]:
+        nodes: dict[str, Any] = {}
+        here = [b for b in self.blocks if not b.function or self._has_disks(b.function)]
+        for block in here:
+            nodes[f"{block.path}/dev"] = block.number + "\n"
+            nodes[f"/sys/class/block/{block.name}"] = Link(block.path)
+            nodes[f"/sys/dev/block/{block.number}"] = Link(block.path)
+            for slave in block.slaves:
+                below = next(b for b in self.blocks if b.name == slave)
+                nodes[f"{block.path}/slaves/{slave}"] = Link(below.path)
+                nodes[f"{below.path}/holders/{block.name}"] = Link(block.path)
+        for subsystem, controllers in self.multipath.items():
+            for index, address in enumerate(controllers):
+                path = f"{self.functions[address].path}/nvme/nvme{index}"
+                nodes[f"/sys/devices/virtual/nvme-subsystem/{subsystem}/nvme{index}"] = Link(path)
+                nodes[f"{path}/state"] = "live\n"
+            nodes[f"/sys/class/nvme-subsystem/{subsystem}"] = Link(f"/sys/devices/virtual/nvme-subsystem/{subsystem}")
+        return nodes
+
+    def _has_disks(self, address: str) -> bool:
+        return self.functions[address].driver in ("nvme", "virtio-pci", "ahci")
+
+    def _other_nodes(self) -> dict[str, Any]:
+        folder = f"/lib/modules/{RELEASE}"
+        loadable = [d for d in self.known_drivers.values() if d.name not in self.builtin]
+        nodes: dict[str, Any] = {
+            "/proc/sys/kernel/osrelease": RELEASE + "\n",
+            f"{folder}/modules.dep": "".join(f"kernel/drivers/{d.module.replace('_', '-')}.ko.xz:\n" for d in loadable),
+            f"{folder}/modules.builtin": "".join(f"kernel/drivers/{name}.ko\n" for name in sorted(self.builtin)),
+            f"{folder}/modules.alias": "".join(
+                f"alias {_alias(ids)} {d.module}\n" for d in loadable for ids in sorted(d.ids)
+            ),
+            KERNEL: "",
+            "/usr/sbin/grub-mkconfig": "",
+        }
+        for table in self.acpi:
+            nodes[f"/sys/firmware/acpi/tables/{table}"] = ""
+        for pid, (name, targets) in self.pids.items():
+            nodes[f"/proc/{pid}/comm"] = name + "\n"
+            for number, target in enumerate(targets):
+                nodes[f"/proc/{pid}/fd/{number}"] = Link(target)
+        return nodes
+
+    def _real(self, path: str, last: bool = True, depth: int = 0) -> str:
+        """The path with links followed; the last one only where `last` says so. What is not there stays as written."""
+        if depth > 20:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        nodes = self._nodes()
+        parts = [part for part in path.split("/") if part]
+        done = ""
+        for number, part in enumerate(parts):
+            done += "/" + part
+            node = nodes.get(done)
+            if isinstance(node, Link) and (last or number < len(parts) - 1):
+                target = os.path.normpath(os.path.join(os.path.dirname(done), node.target))
+                return self._real("/".join([target, *parts[number + 1 :]]), last, depth + 1)
+        return done
+
+    # --- The Files protocol ----------------------------------------------------------------------------------------
+
+    def attr(self, path: str) -> Optional[str]:
+        if path.endswith("/sriov_numvfs"):
+            raise AssertionError("reading sriov_numvfs hangs while a write to it hangs (lab)")
+        node = self._nodes().get(self._real(path))
+        return node.strip() if isinstance(node, str) else None
+
+    def text(self, path: str) -> Optional[str]:
+        real = self._real(path)
+        if real in self.unreadable:
+            raise EngineError(f"{path}: cannot be read: EIO (Input/output error)")
+        node = self._nodes().get(real)
+        return node if isinstance(node, str) else None
+
+    def names(self, path: str) -> list[str]:
+        self._nodes()
+        return sorted(self._children.get(self._real(path), ()))
+
+    def exists(self, path: str) -> bool:
+        real = self._real(path)
+        return real in self._nodes() or real in self._children
+
+    def link(self, path: str) -> Optional[str]:
+        node = self._nodes().get(self._real(path, last=False))
+        return node.target.rpartition("/")[2] if isinstance(node, Link) else None
+
+    def resolve(self, path: str) -> str:
+        return self._real(path)
+
+    def mode(self, path: str) -> Optional[int]:
+        real = self._real(path)
+        return self.modes.get(real, 0o644) if real in self._nodes() else None
+
+    def write(self, path: str, data: str, limit: Optional[float] = None) -> None:
+        real = self._real(path)
+        self._begin("write", path, data)
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in self.blocking):
+            if limit is None:
+                raise AssertionError(f"the write to {path} would never return, and it has no limit")
+            self._pass(limit)
+            raise Stuck(f"the write of {data!r} to {path} has not returned within {limit:g} s")
+        if real not in self._nodes():
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        code = self._sysfs_write(real, data)
+        self._tree = None
+        if code:
+            raise OSError(code, os.strerror(code), path)
+
+    def replace(self, path: str, text: str, mode: int = 0o644) -> None:
+        self._begin("replace", path, text)
+        real = self._real(path, last=False)
+        self.links.pop(real, None)
+        self.files[real], self.modes[real] = text, mode
+        self._tree = None
+
+    def remove(self, path: str) -> None:
+        self._begin("remove", path, "")
+        self._forget(self._real(path, last=False))
+
+    def _forget(self, path: str) -> None:
+        for table in (self.files, self.modes, self.links):
+            table.pop(path, None)  # type: ignore[attr-defined]
+        self._tree = None
+
+    def symlink(self, target: str, path: str) -> None:
+        self._begin("symlink", path, target)
+        self._forget(path)
+        self.links[path] = target
+
+    @contextlib.contextmanager
+    def lock(self, path: str, limit: float, who: str) -> Iterator[None]:
+        if self.lock_holder:
+            self._pass(limit)
+            raise EngineError(f"{path}: held by {self.lock_holder} for more than {limit:g} s.")
+        self.lock_holder = who
+        try:
+            yield
+        finally:
+            self.lock_holder = None
+
+    def _begin(self, what: str, path: str, data: str) -> None:
+        """Every change is recorded, takes a moment, and can be made to fail."""
+        self._pass(0.001)
+        self.log.append((what, path, data))
+        if self.fail_at == len(self.log):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        for pattern, wanted, code in self.faults:
+            if fnmatch.fnmatchcase(path, pattern) and fnmatch.fnmatchcase(data, wanted):
+                raise OSError(code, os.strerror(code), path)
+
+    # --- Commands --------------------------------------------------------------------------------------------------
+
+    def run(self, argv: list[str]) -> tuple[int, str, str]:
+        self.commands.append(argv)
+        if argv[0] == "ip":
+            return 0, json.dumps(self._ip()), ""
+        self.log.append(("run", argv[0], " ".join(argv[1:])))
+        if self.fail_at == len(self.log):
+            return 1, "", "simulated failure"
+        if argv[:2] == ["modprobe", "--"]:
+            drivers = self._module(argv[2])
+            for driver in drivers:
+                self._register(driver.name)
+            return (0, "", "") if drivers else (1, "", f"modprobe: FATAL: Module {argv[2]} not found")
+        if argv[0].endswith("grub-mkconfig"):
+            return self._mkconfig(argv[2])
+        if argv[0] in ("systemctl", "udevadm"):
+            return 0, "", ""
+        return 127, "", f"{argv[0]}: command not found"
+
+    def _ip(self) -> list[dict[str, Any]]:
+        """`ip -j -d addr show`, as iproute2 6.1 prints it, as far as the engine reads it."""
+        links = [{"ifname": "lo", "flags": ["LOOPBACK", "UP", "LOWER_UP"], "address": "00:00:00:00:00:00",
+                  "addr_info": [{"family": "inet", "local": "127.0.0.1", "scope": "host"}]}]
+        for name, (function, net) in self.netdevs().items():
+            flags = [flag for flag, on in (("UP", net.up), ("LOWER_UP", net.up and net.carrier)) if on]
+            mac = net.mac or (function.mac if function else "02:00:00:00:ff:ff")
+            link: dict[str, Any] = {"ifname": name, "flags": ["BROADCAST", *flags], "address": mac}
+            if function and mac != function.mac:
+                link["permaddr"] = function.mac
+            if net.kind:
+                link["linkinfo"] = {"info_kind": net.kind}
+            link["addr_info"] = [
+                {"family": "inet6" if ":" in a else "inet", "local": a, "scope": "link" if a.startswith("fe80") else "global"}
+                for a in net.addresses
+            ]
+            links.append(link)
+        return links
+
+    def _mkconfig(self, path: str) -> tuple[int, str, str]:
+        """grub-mkconfig of Debian: the defaults are read by a real sh, under `set -e`, drop-ins in the order of names."""
+        if self.mkconfig_breaks:
+            return 1, "", "Syntax errors are detected in generated GRUB config file."
+        code, words, err = _source(
+            self.files.get("/etc/default/grub", ""),
+            {p.rpartition("/")[2]: t for p, t in self.files.items() if re.fullmatch(r"/etc/default/grub\.d/[^/]+\.cfg", p)},
+        )
+        if code:
+            return code, "", err
+        self.files[path] = grub_config(words["GRUB_CMDLINE_LINUX"], words["GRUB_CMDLINE_LINUX_DEFAULT"]) + self.files.get(
+            "/etc/grub.d/output", ""
+        )
+        self.modes[path] = 0o600
+        self._tree = None
+        return 0, "", ""
+
+
+def vf_address(pf: Pci, index: int) -> str:
+    """Routing ID arithmetic of pci_iov_virtfn_bus() and pci_iov_virtfn_devfn(), drivers/pci/iov.c."""
+    domain, bus, rest = pf.address.split(":")
+    slot, function = rest.split(".")
+    routing = (int(bus, 16) << 8) + (int(slot, 16) << 3) + int(function) + pf.offset + pf.stride * index
+    return f"{domain}:{routing >> 8:02x}:{routing >> 3 & 31:02x}.{routing & 7}"
+
+
+def _alias(ids: str) -> str:
+    if ":" in ids:
+        vendor, device = (part.upper().rjust(8, "0") for part in ids.split(":"))
+        return f"pci:v{vendor}d{device}sv*sd*bc*sc*i*"
+    return f"pci:v*d*sv*sd*bc{ids[:2]}sc{ids[2:4]}i{ids[4:6]}*"
+
+
+_SOURCED: dict[Any, tuple[int, dict[str, str], str]] = {}
+_SCRIPT = r"""set -e
+. ./grub
+for x in ./grub.d/*.cfg ; do if [ -e "${x}" ]; then . "${x}"; fi; done
+printf '%s\n%s\n' "$GRUB_CMDLINE_LINUX" "$GRUB_CMDLINE_LINUX_DEFAULT"
+"""
+
+
+def _source(defaults: str, drop_ins: dict[str, str]) -> tuple[int, dict[str, str], str]:
+    """Let a real sh read /etc/default/grub and its drop-ins, as grub-mkconfig does."""
+    key = (defaults, tuple(sorted(drop_ins.items())))
+    if key not in _SOURCED:
+        with tempfile.TemporaryDirectory() as folder:
+            os.mkdir(f"{folder}/grub.d")
+            for name, text in [("grub", defaults), *((f"grub.d/{n}", t) for n, t in drop_ins.items())]:
+                with open(f"{folder}/{name}", "w", encoding="utf-8") as handle:
+                    handle.write(text)
+            done = subprocess.run(["sh", "-c", _SCRIPT], cwd=folder, capture_output=True, text=True, check=False)
+        lines = (done.stdout + "\n\n").split("\n")
+        words = {"GRUB_CMDLINE_LINUX": lines[0], "GRUB_CMDLINE_LINUX_DEFAULT": lines[1]}
+        _SOURCED[key] = (done.returncode, words, done.stderr)
+    return _SOURCED[key]
+
+
+def grub_config(inherited: str, default: str) -> str:
+    """What 10_linux writes: a first entry, and below 'Advanced options' one more and its recovery twin."""
+    root = "root=UUID=1d9f ro"
+
+    def entry(title: str, words: str) -> str:
+        return (
+            f"menuentry '{title}' --class debian {{\n"
+            "\tinsmod ext2\n"
+            f"\tlinux\t{KERNEL} {root} {words} \n"
+            f"\tinitrd\t/boot/initrd.img-{RELEASE}\n}}\n"
+        )
+
+    return (
+        "### BEGIN /etc/grub.d/10_linux ###\n"
+        + entry("Debian GNU/Linux", f"{inherited} {default}".strip())
+        + "submenu 'Advanced options for Debian GNU/Linux' {\n"
+        + entry(f"Debian GNU/Linux, with Linux {RELEASE}", f"{inherited} {default}".strip())
+        + entry(f"Debian GNU/Linux, with Linux {RELEASE} (recovery mode)", f"single {inherited}".strip())
+        + "}\n### END /etc/grub.d/10_linux ###\n"
+    )
