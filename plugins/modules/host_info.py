@@ -8,13 +8,265 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: host_info
-short_description: x
+short_description: Read what a host can do, from its processor to its PCI functions
+version_added: 0.1.0
+description:
+  - >-
+    Reads what a host offers to guests: virtualization and paging of its processor, the hypervisor that it runs
+    under itself, IOMMU, KVM, and every PCI function with all that a selector can name and its SR-IOV abilities.
+  - It reads only, and it writes nothing on the host.
+author:
+  - The iovirt.host authors (@iovirt)
+requirements:
+  - Linux with sysfs and Python 3.9 or newer; nothing beyond the standard library.
+extends_documentation_fragment:
+  - iovirt.host._attributes
+  - iovirt.host._attributes.info_module
+  - iovirt.host._attributes.actiongroup_host
+seealso:
+  - module: iovirt.host.devices
+  - module: iovirt.host.sriov
+  - module: iovirt.host.vfio
+  - module: iovirt.host.iommu
 """
 
 EXAMPLES = r"""
+- name: What is there
+  iovirt.host.host_info:
+  register: info
+
+- name: Ports that can be cut
+  ansible.builtin.debug:
+    msg: "{{ info.host.functions | selectattr('sriov') | map(attribute='address') }}"
 """
 
 RETURN = r"""
+---
+host:
+  description:
+    - The host.
+  returned: always
+  type: dict
+  contains:
+    cpu:
+      description:
+        - The processor.
+      type: dict
+      contains:
+        model:
+          description:
+            - Its name.
+          type: str
+        count:
+          description:
+            - How many processors Linux runs on.
+          type: int
+        virtualization:
+          description:
+            - V(VT-x), V(AMD-V) or V(null).
+          type: str
+        paging:
+          description:
+            - Nested paging, V(EPT), V(NPT) or V(null).
+          type: str
+    hypervisor:
+      description:
+        - What the host itself runs under; V(null) on bare metal.
+      type: str
+    kernel:
+      description:
+        - The release of the running kernel.
+      type: str
+    kvm:
+      description:
+        - KVM.
+      type: dict
+      contains:
+        device:
+          description:
+            - Whether C(/dev/kvm) is there.
+          type: bool
+        module:
+          description:
+            - The KVM module that is loaded, V(kvm_intel), V(kvm_amd) or V(null).
+          type: str
+        nested:
+          description:
+            - Whether guests may run guests; V(null) where nobody knows.
+          type: bool
+        paging:
+          description:
+            - Whether KVM uses nested paging; V(null) where nobody knows.
+          type: bool
+    iommu:
+      description:
+        - The IOMMU.
+      type: dict
+      contains:
+        tables:
+          description:
+            - ACPI tables that announce an IOMMU, out of V(DMAR), V(IVRS) and V(IORT). None means that the firmware
+              offers no IOMMU.
+          type: list
+          elements: str
+        units:
+          description:
+            - IOMMU units that the kernel drives.
+          type: list
+          elements: str
+        active:
+          description:
+            - Whether there are IOMMU groups, without which no device can be given to a guest.
+          type: bool
+        mode:
+          description:
+            - How most groups are translated, V(translated) or V(passthrough). V(null) while the IOMMU is off.
+          type: str
+        interrupt_remapping:
+          description:
+            - Whether interrupts are remapped.
+          type: bool
+        groups:
+          description:
+            - The IOMMU groups by number, with C(type) (the domain type) and C(devices) (PCI addresses).
+          type: dict
+    functions:
+      description:
+        - The PCI functions, by address.
+      type: list
+      elements: dict
+      contains:
+        address:
+          description:
+            - PCI address with its domain.
+          type: str
+          sample: "0000:3b:00.0"
+        vendor:
+          description:
+            - Vendor ID, four hexadecimal digits.
+          type: str
+          sample: "8086"
+        device:
+          description:
+            - Device ID, four hexadecimal digits.
+          type: str
+          sample: "10c9"
+        subsystem:
+          description:
+            - Subsystem IDs, vendor and device.
+          type: str
+          sample: "8086:a04c"
+        class:
+          description:
+            - Class code, six hexadecimal digits.
+          type: str
+          sample: "020000"
+        driver:
+          description:
+            - Its driver now, or V(null).
+          type: str
+        driver_override:
+          description:
+            - The driver that an override gives to it, or V(null).
+          type: str
+        native_driver:
+          description:
+            - The driver that it has when nothing overrides it, or V(null) where none is known.
+          type: str
+        numa_node:
+          description:
+            - The NUMA node that it is attached to; V(-1) where the firmware names none.
+          type: int
+        slot:
+          description:
+            - The name of its physical slot, or an empty string.
+          type: str
+        serial:
+          description:
+            - Its serial number, for NVMe controllers, or an empty string.
+          type: str
+        physfn:
+          description:
+            - For a virtual function the address of its physical function, else V(null).
+          type: str
+        netdevs:
+          description:
+            - Its network interfaces.
+          type: list
+          elements: dict
+          contains:
+            name:
+              description:
+                - Its name.
+              type: str
+            mac:
+              description:
+                - Its permanent MAC address.
+              type: str
+            up:
+              description:
+                - Whether it is up.
+              type: bool
+            carrier:
+              description:
+                - Whether it has a link.
+              type: bool
+        iommu_group:
+          description:
+            - The number of its IOMMU group. V(null) means that it cannot be given to a guest.
+          type: str
+        iommu_group_type:
+          description:
+            - The domain type of that group.
+          type: str
+          sample: DMA-FQ
+        iommu_group_members:
+          description:
+            - All functions of that group. A guest gets all of them or none.
+          type: list
+          elements: str
+        disks_in_use:
+          description:
+            - What on the host uses its disks, such as mount points and swap.
+          type: list
+          elements: str
+        sriov:
+          description:
+            - Its SR-IOV abilities; V(null) where it has none.
+          type: dict
+          contains:
+            total_vfs:
+              description:
+                - How many VFs it can have.
+              type: int
+            vf_count:
+              description:
+                - How many it has.
+              type: int
+            vf_device:
+              description:
+                - The device ID of its VFs.
+              type: str
+            drivers_autoprobe:
+              description:
+                - Whether the kernel looks for drivers for new VFs.
+              type: bool
+            vfs:
+              description:
+                - Its VFs, with C(index) and C(address).
+              type: list
+              elements: dict
+declared:
+  description:
+    - For each resource the devices that the collection owns, by address, with what was wished for them and how they
+      were before.
+  returned: always
+  type: dict
+last_replay:
+  description:
+    - What the replay of this boot did; V(null) where there was none.
+  returned: always
+  type: dict
 """
 
 from ansible_collections.iovirt.host.plugins.module_utils import _door

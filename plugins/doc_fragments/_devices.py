@@ -1,0 +1,42 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+# Note that this document fragment is **PRIVATE** to the collection. It can have breaking changes at any time.
+
+
+class ModuleDocFragment:
+    """Options of every module that changes devices."""
+
+    DOCUMENTATION = r"""
+options:
+  allow:
+    description:
+      - Dangers that are accepted, each by its own name. Whatever is not named is refused, with a sentence that
+        names the user of the device.
+      - V(management) - the path to the controller, the default route or an address of the host would be lost.
+      - V(link_flap) - a running link, or one leg of a bond, goes down for a moment.
+      - V(in_use) - a guest or another process has the device.
+      - V(boot_disk) - the host uses a disk of the device.
+      - V(console) - it is the GPU that shows the console.
+      - V(group) - the host goes on using another function of the same IOMMU group.
+      - V(foreign) - another keeper rules the device.
+      - V(sealed_disk) - a key sealed in a TPM depends on what would change.
+    type: list
+    elements: str
+    choices: [management, link_flap, in_use, boot_disk, console, group, foreign, sealed_disk]
+    default: []
+  assume:
+    description:
+      - >-
+        What an earlier call of the same run makes true by the next boot: RV(iovirt.host.iommu#module:predicted).
+      - With it check mode sees through a reboot that has not happened yet.
+    type: dict
+    options:
+      iommu:
+        description:
+          - Whether the IOMMU will be on.
+        type: bool
+"""
