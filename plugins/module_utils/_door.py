@@ -41,7 +41,8 @@ def run(name: str, call: Callable[[AnsibleModule, Host, engine.Call], Mapping[st
         result = call(module, _host(module), engine.Call(check=module.check_mode, who=f"Ansible module {name}"))
     except EngineError as error:
         module.fail_json(msg=str(error))
-    for warning in result.get("warnings", []):
+    result = dict(result)
+    for warning in result.pop("warnings", []):
         module.warn(warning)
     if result.get("failures"):
         module.fail_json(msg="\n".join(result["failures"].values()), **result)

@@ -11,6 +11,7 @@ Everything is installed by one action with the first declared device and removed
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -134,7 +135,7 @@ def plan(state: State, declared: Collection[str], wanted_version: str, python: s
             unit=HOST,
             text=f"install the boot replay in {CURRENT} (engine {wanted_version}) with {UNIT} and {RULES}",
             args={"version": wanted_version, "declared": sorted(declared), "previous": now},
-            before={"replay": _summary(now["version"], now["files"][RULES])},
+            before={"replay": _summary(now["version"], now["files"].get(RULES))},
             after={"replay": _summary(wanted_version, wanted[RULES])},
         )
     ]
@@ -143,7 +144,7 @@ def plan(state: State, declared: Collection[str], wanted_version: str, python: s
 def _summary(engine: str | None, rules: str | None) -> Any:
     if engine is None:
         return None
-    return {"engine": engine, "rules": (rules or "").splitlines()[1:]}
+    return {"engine": engine, "devices": re.findall(r'KERNEL=="([^"]*)"', rules or "")}
 
 
 def _removal(now: Mapping[str, Any]) -> Action:

@@ -67,11 +67,12 @@ def _read_functions(files: Files, stored: Mapping[str, Any], drivers: frozenset[
     addresses = [name for name in files.names(DEVICES) if ADDRESS.fullmatch(name)]
     slots = _read_slots(files)
     disks = _disks_in_use(files)
+    netdevs = _netdevs_of_functions(files)
     functions = {}
     modaliases = {}
     recorded = store.recorded_drivers(stored)
     for address in addresses:
-        function = _read_function(files, address, slots, disks)
+        function = _read_function(files, address, slots, disks, netdevs)
         functions[address] = function
         if not _has_own_driver(function) and address not in recorded:
             modaliases[address] = files.attr(f"{DEVICES}/{address}/modalias") or ""
@@ -93,7 +94,13 @@ def _native(function: Function, recorded: Mapping[str, str], by_alias: str | Non
     return recorded.get(function.address, by_alias)
 
 
-def _read_function(files: Files, address: str, slots: Mapping[str, str], disks: Mapping[str, list[str]]) -> Function:
+def _read_function(
+    files: Files,
+    address: str,
+    slots: Mapping[str, str],
+    disks: Mapping[str, list[str]],
+    netdevs: Mapping[str, list[str]],
+) -> Function:
     path = f"{DEVICES}/{address}"
     here = set(files.names(path))
     override = files.attr(f"{path}/driver_override")
@@ -112,11 +119,22 @@ def _read_function(files: Files, address: str, slots: Mapping[str, str], disks: 
         group=files.link(f"{path}/iommu_group") if "iommu_group" in here else None,
         physfn=files.link(f"{path}/physfn") if "physfn" in here else None,
         serial=_nvme_serial(files, path) if "nvme" in here else "",
-        netdevs=tuple(files.names(f"{path}/net")) if "net" in here else (),
+        netdevs=tuple(netdevs.get(address, ())),
         disks_in_use=tuple(disks.get(address, ())),
         boot_vga="boot_vga" in here and files.attr(f"{path}/boot_vga") == "1",
         sriov=_read_sriov(files, path, here) if "sriov_totalvfs" in here else None,
     )
+
+
+def _netdevs_of_functions(files: Files) -> dict[str, list[str]]:
+    """PCI address -> its network devices, also those of a device below it (virtio, where PCI function and network
+    device have another bus between them)."""
+    found: dict[str, list[str]] = {}
+    for name in files.names("/sys/class/net"):
+        addresses = ADDRESS.findall(files.resolve(f"/sys/class/net/{name}"))
+        if addresses:
+            found.setdefault(addresses[-1], []).append(name)
+    return found
 
 
 def _id(text: str | None) -> str:

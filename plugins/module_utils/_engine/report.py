@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,11 @@ def _diff(plan: Plan) -> list[dict[str, str]]:
 
 
 def _text(values: Mapping[str, Any]) -> str:
-    lines = [
-        f"{key}: {json.dumps(value, sort_keys=True)}" for key, value in sorted(values.items()) if value is not None
-    ]
-    return "".join(line + "\n" for line in lines)
+    return "".join(f"{key}: {_value(value)}\n" for key, value in sorted(values.items()) if value is not None)
+
+
+def _value(value: Any) -> str:
+    """A file as its lines, anything else as JSON."""
+    if isinstance(value, str) and "\n" in value:
+        return "\n" + textwrap.indent(value.rstrip("\n"), "  ")
+    return json.dumps(value, sort_keys=True)

@@ -130,6 +130,8 @@ def _actions(loader: Grub, ours: Sequence[str], dropped: Sequence[str], wish: Wi
                 unit=HOST,
                 text=f"{'write' if text else 'remove'} {grub.DROP_IN}",
                 args={"path": grub.DROP_IN, "text": text, "previous": loader.drop_in},
+                before={grub.DROP_IN: loader.drop_in},
+                after={grub.DROP_IN: text},
             )
         )
     entry = loader.normal[0]

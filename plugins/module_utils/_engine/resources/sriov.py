@@ -70,7 +70,7 @@ def parse_range(text: str) -> list[int] | None:
     for part in text.split(","):
         if not _RANGE.fullmatch(part.strip()):
             return None
-        first, _, last = part.strip().partition("-")
+        first, _dash, last = part.strip().partition("-")
         if int(last or first) < int(first) or int(last or first) > 65535:
             return None
         indexes += range(int(first), int(last or first) + 1)
