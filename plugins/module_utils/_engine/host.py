@@ -124,7 +124,7 @@ class FileSystem:
         real = self._real(path)
         folder = os.path.dirname(real)
         os.makedirs(folder, mode=0o755, exist_ok=True)
-        temporary = f"{real}.iovirt-{os.getpid()}"
+        temporary = _temporary(real)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -154,7 +154,7 @@ class FileSystem:
         """Point a symbolic link somewhere, in one step for whoever reads it meanwhile."""
         real = self._real(path)
         os.makedirs(os.path.dirname(real), mode=0o755, exist_ok=True)
-        temporary = f"{real}.iovirt-{os.getpid()}"
+        temporary = _temporary(real)
         os.symlink(target, temporary)
         os.rename(temporary, real)
 
@@ -172,6 +172,14 @@ class FileSystem:
             os.ftruncate(handle, 0)
         finally:
             os.close(handle)
+
+
+def _temporary(real: str) -> str:
+    """A name beside a file. A run that crashed may have left one of this very name: process ids come again."""
+    temporary = f"{real}.iovirt-{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    return temporary
 
 
 def _wait_for_lock(handle: int, path: str, limit: float) -> None:
@@ -227,7 +235,9 @@ def _child_write(real: str, data: str) -> None:
         _write_attribute(real, data)
         code = 0
     except OSError as error:
+        # An exit status holds one byte; the kernel's own ENOTSUPP (524) would come out as ENOMEM.
         code = error.errno or errno.EIO
+        code = code if code < 256 else errno.EOPNOTSUPP
     finally:
         os._exit(code)
 
@@ -266,6 +276,8 @@ def _child_exec(argv: list[str], streams: list[int]) -> None:
         os.dup2(nothing, 0)
         os.dup2(streams[0], 1)
         os.dup2(streams[1], 2)
+        # Python ignores it; a shell script's 'x | head -1' counts on it.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execvpe(argv[0], argv, {**os.environ, "LC_ALL": "C", "PATH": os.defpath + ":/usr/sbin:/sbin"})
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}".encode())
