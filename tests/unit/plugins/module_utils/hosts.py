@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine
@@ -21,7 +21,7 @@ SSH = {"SSH_CONNECTION": "10.0.2.2 50000 10.0.2.15 22"}
 
 def lab(
     iommu: bool = True,
-    next_iommu: Optional[bool] = None,
+    next_iommu: bool | None = None,
     igbvf_loaded: bool = False,
     vfio_loaded: bool = False,
 ) -> SimKernel:
@@ -70,12 +70,12 @@ def mount(number: str, where: str, source: str, kind: str = "ext4") -> str:
 
 def call(
     sim: SimKernel,
-    sriov: Optional[list[dict[str, Any]]] = None,
-    vfio: Optional[list[dict[str, Any]]] = None,
+    sriov: list[dict[str, Any]] | None = None,
+    vfio: list[dict[str, Any]] | None = None,
     check: bool = False,
     allow: tuple[str, ...] = (),
     exclusive: tuple[str, ...] = (),
-    assume: Optional[dict[str, Any]] = None,
+    assume: dict[str, Any] | None = None,
     **host: Any,
 ) -> dict[str, Any]:
     """The devices call, as the modules make it."""
@@ -135,6 +135,6 @@ def quiet(sim: SimKernel, **wishes: Any) -> dict[str, Any]:
     return result
 
 
-def drivers_of(sim: SimKernel, pf: str) -> list[Optional[str]]:
+def drivers_of(sim: SimKernel, pf: str) -> list[str | None]:
     """The drivers of a PF's VFs, in their order."""
     return [sim.functions[address].driver for address in sim.functions[pf].vfs]

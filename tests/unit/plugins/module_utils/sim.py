@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple
 
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, grub
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
@@ -64,21 +64,21 @@ class Pci:
     subsystem: str = "1af4:1100"
     numa_node: int = -1
     slot: str = ""
-    total_vfs: Optional[int] = None
+    total_vfs: int | None = None
     offset: int = 0
     stride: int = 0
     vf_ids: str = ""
     serial: str = ""
-    boot_vga: Optional[bool] = None
+    boot_vga: bool | None = None
     #: Bus below the function in which its netdev lives: 'virtio0' for virtio, nothing for most.
     below: str = ""
     ifname: str = ""
     mac: str = ""
     #: Kernel state, lost at reboot.
-    driver: Optional[str] = None
-    override: Optional[str] = None
-    group: Optional[str] = None
-    physfn: Optional[str] = None
+    driver: str | None = None
+    override: str | None = None
+    group: str | None = None
+    physfn: str | None = None
     vfs: list[str] = field(default_factory=list)
     autoprobe: bool = True
 
@@ -140,23 +140,23 @@ class SimKernel:
         #: The IOMMU group of functions that share one: address -> a name of the pool.
         self.shared_groups: dict[str, str] = {}
         # Knobs.
-        self.udev_delay: Optional[float] = 5.0
-        self.fewer_vfs: Optional[int] = None
-        self.count_errno: Optional[int] = None
+        self.udev_delay: float | None = 5.0
+        self.fewer_vfs: int | None = None
+        self.count_errno: int | None = None
         self.vf_links_delay = 0.0
         self.probe_errno: dict[tuple[str, str], int] = {}
         self.broken_modules: set[str] = set()
         self.blocking: list[str] = []
         self.faults: list[tuple[str, str, int]] = []
-        self.fail_at: Optional[int] = None
+        self.fail_at: int | None = None
         self.unreadable: set[str] = set()
-        self.lock_holder: Optional[str] = None
+        self.lock_holder: str | None = None
         self.mkconfig_breaks = False
         # Records.
         self.log: list[tuple[str, str, str]] = []
         self.commands: list[list[str]] = []
         self._events: list[tuple[float, Callable[[], None]]] = []
-        self._tree: Optional[dict[str, Any]] = None
+        self._tree: dict[str, Any] | None = None
         self._children: dict[str, set[str]] = {}
         self._macs = 0
 
@@ -293,9 +293,9 @@ class SimKernel:
         is loaded all the same; it just does not get the device."""
         for driver in self.known_drivers.values():
             alone = driver.name not in self.registered and driver.module not in self.broken_modules
-            if alone and (function.ids in driver.ids or function.class_code in driver.ids):
-                if self.udev_delay is not None:
-                    self.later(self.udev_delay, lambda name=driver.name: self._register(name))
+            wanted = function.ids in driver.ids or function.class_code in driver.ids
+            if alone and wanted and self.udev_delay is not None:
+                self.later(self.udev_delay, lambda name=driver.name: self._register(name))
 
     # --- Writes to sysfs -------------------------------------------------------------------------------------------
 
@@ -400,7 +400,7 @@ class SimKernel:
         self._macs += 1
         return f"0a:00:00:00:{self._macs >> 8:02x}:{self._macs & 255:02x}"
 
-    def _group_of(self, function: Pci) -> Optional[str]:
+    def _group_of(self, function: Pci) -> str | None:
         if not self.iommu_on:
             return None
         pool = self.shared_groups.get(function.address)
@@ -417,7 +417,7 @@ class SimKernel:
         self._boot(None)
         return self
 
-    def _boot(self, running: Optional[str]) -> None:
+    def _boot(self, running: str | None) -> None:
         self._events.clear()
         self.pids.clear()
         for address in [f.address for f in self.functions.values() if f.physfn]:
@@ -523,9 +523,9 @@ class SimKernel:
                 nodes[f"/sys/bus/pci/slots/{f.slot}/address"] = f.address.rpartition(".")[0] + "\n"
         return nodes
 
-    def netdevs(self) -> dict[str, tuple[Optional[Pci], Net]]:
+    def netdevs(self) -> dict[str, tuple[Pci | None, Net]]:
         """All network devices that are there now: name -> function, configuration."""
-        found: dict[str, tuple[Optional[Pci], Net]] = {}
+        found: dict[str, tuple[Pci | None, Net]] = {}
         for function in self.functions.values():
             driver = self.known_drivers.get(function.driver or "")
             if driver and driver.net and function.ifname:
@@ -615,13 +615,13 @@ class SimKernel:
 
     # --- The Files protocol ----------------------------------------------------------------------------------------
 
-    def attr(self, path: str) -> Optional[str]:
+    def attr(self, path: str) -> str | None:
         if path.endswith("/sriov_numvfs"):
             raise AssertionError("reading sriov_numvfs hangs while a write to it hangs (lab)")
         node = self._nodes().get(self._real(path))
         return node.strip() if isinstance(node, str) else None
 
-    def text(self, path: str) -> Optional[str]:
+    def text(self, path: str) -> str | None:
         real = self._real(path)
         if real in self.unreadable:
             raise EngineError(f"{path}: cannot be read: EIO (Input/output error)")
@@ -636,18 +636,18 @@ class SimKernel:
         real = self._real(path)
         return real in self._nodes() or real in self._children
 
-    def link(self, path: str) -> Optional[str]:
+    def link(self, path: str) -> str | None:
         node = self._nodes().get(self._real(path, last=False))
         return node.target.rpartition("/")[2] if isinstance(node, Link) else None
 
     def resolve(self, path: str) -> str:
         return self._real(path)
 
-    def mode(self, path: str) -> Optional[int]:
+    def mode(self, path: str) -> int | None:
         real = self._real(path)
         return self.modes.get(real, 0o644) if real in self._nodes() else None
 
-    def write(self, path: str, data: str, limit: Optional[float] = None) -> None:
+    def write(self, path: str, data: str, limit: float | None = None) -> None:
         real = self._real(path)
         self._begin("write", path, data)
         if any(fnmatch.fnmatchcase(path, pattern) for pattern in self.blocking):

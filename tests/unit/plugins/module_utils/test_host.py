@@ -1,0 +1,271 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The real file system below a root, and real commands."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import threading
+import time
+
+import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine import host as host_module
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck, explain
+from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host, run_command
+
+
+@pytest.fixture
+def files(tmp_path):
+    return FileSystem(str(tmp_path))
+
+
+def test_attributes_lose_their_line_end(files, tmp_path):
+    (tmp_path / "vendor").write_text("0x8086\n")
+    (tmp_path / "folder").mkdir()
+    assert files.attr("/vendor") == "0x8086"
+    assert files.attr("/absent") is None
+    assert files.attr("/folder") is None
+
+
+def test_text_tells_absent_from_unreadable(files, tmp_path):
+    (tmp_path / "latin").write_bytes(b"\xe4\xf6")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plain").write_text("x")
+    assert files.text("/absent") is None
+    assert files.text("/plain/below") is None
+    with pytest.raises(EngineError, match=r"/latin: is not UTF-8"):
+        files.text("/latin")
+    with pytest.raises(EngineError, match=r"/folder: cannot be read: EISDIR"):
+        files.text("/folder")
+
+
+def test_names_links_and_paths(files, tmp_path):
+    (tmp_path / "sys/devices/b").mkdir(parents=True)
+    (tmp_path / "sys/devices/a").mkdir()
+    (tmp_path / "sys/driver").symlink_to("devices/b")
+    assert files.names("/sys/devices") == ["a", "b"]
+    assert files.names("/nowhere") == []
+    assert files.link("/sys/driver") == "b"
+    assert files.link("/sys/devices") is None
+    assert files.resolve("/sys/driver") == "/sys/devices/b"
+    assert files.exists("/sys/driver")
+    assert not files.exists("/sys/absent")
+
+
+@pytest.mark.parametrize("path", ["relative", "/etc/../shadow", "/sys/.."])
+def test_paths_cannot_leave_the_root(files, path):
+    with pytest.raises(EngineError, match="internal"):
+        files.exists(path)
+
+
+def test_replace_sets_mode_and_leaves_nothing_beside(files, tmp_path):
+    files.replace("/etc/iovirt/sriov.json", "one", 0o600)
+    files.replace("/etc/iovirt/sriov.json", "two", 0o640)
+    path = tmp_path / "etc/iovirt/sriov.json"
+    assert path.read_text() == "two"
+    assert files.mode("/etc/iovirt/sriov.json") == stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert os.listdir(path.parent) == ["sriov.json"]
+
+
+def test_a_replace_that_fails_leaves_the_old_content(files, tmp_path, monkeypatch):
+    files.replace("/etc/x", "old")
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(host_module.os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        files.replace("/etc/x", "new")
+    assert (tmp_path / "etc/x").read_text() == "old"
+    assert os.listdir(tmp_path / "etc") == ["x"]
+
+
+def test_leftovers_of_a_crash_do_not_stop_the_next_run(files, tmp_path):
+    """At boot the process ids come again: a temporary name of the run before the crash may be ours."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / f"etc/x.iovirt-{os.getpid()}").write_text("half")
+    (tmp_path / f"etc/link.iovirt-{os.getpid()}").symlink_to("nowhere")
+    files.replace("/etc/x", "new")
+    files.symlink("target", "/etc/link")
+    assert (tmp_path / "etc/x").read_text() == "new"
+    assert files.link("/etc/link") == "target"
+    assert sorted(os.listdir(tmp_path / "etc")) == ["link", "x"]
+
+
+def test_a_leftover_that_is_a_link_is_not_followed(files, tmp_path):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / f"etc/x.iovirt-{os.getpid()}").symlink_to(tmp_path / "victim")
+    files.replace("/etc/x", "new")
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_remove_and_symlink(files, tmp_path):
+    files.symlink("../unit", "/etc/wants/unit")
+    files.symlink("../other", "/etc/wants/unit")
+    assert files.link("/etc/wants/unit") == "other"
+    files.remove("/etc/wants/unit")
+    files.remove("/etc/wants/unit")
+    files.remove("/etc/wants")
+    assert not (tmp_path / "etc/wants").exists()
+
+
+def test_remove_takes_a_link_not_what_it_points_to(files, tmp_path):
+    (tmp_path / "engine/1").mkdir(parents=True)
+    files.symlink("1", "/engine/current")
+    files.remove("/engine/current")
+    assert os.listdir(tmp_path / "engine") == ["1"]
+
+
+# --- Writes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+def test_writes_arrive_and_errors_keep_their_number(files, tmp_path, limit):
+    (tmp_path / "attribute").write_text("")
+    files.write("/attribute", "7", limit)
+    assert (tmp_path / "attribute").read_text() == "7"
+    with pytest.raises(FileNotFoundError) as caught:
+        files.write("/absent", "7", limit)
+    assert caught.value.errno == errno.ENOENT
+    with pytest.raises(IsADirectoryError):
+        files.write("/", "7", limit)
+
+
+def test_a_write_that_hangs_is_left_behind_at_its_limit(files, tmp_path):
+    """Opening a FIFO for writing blocks until somebody reads, as a write to sriov_numvfs may for ever."""
+    os.mkfifo(tmp_path / "numvfs")
+    start = time.monotonic()
+    with pytest.raises(Stuck, match=r"'4' .*numvfs has not returned within 0.2 s"):
+        files.write("/numvfs", "4", limit=0.2)
+    assert 0.2 <= time.monotonic() - start < 3
+    # The child still waits; it writes once it can, and goes.
+    with open(tmp_path / "numvfs") as reader:
+        assert reader.read() == "4"
+
+
+def test_the_hanging_child_does_not_hold_the_lock(files, tmp_path):
+    os.mkfifo(tmp_path / "numvfs")
+    with files.lock("/run/lock", 1.0, "first"):
+        with pytest.raises(Stuck):
+            files.write("/numvfs", "4", limit=0.1)
+    with files.lock("/run/lock", 0.5, "second"):
+        pass
+    with open(tmp_path / "numvfs") as reader:
+        reader.read()
+
+
+def test_error_numbers_beyond_a_byte_are_not_taken_for_others(files, tmp_path, monkeypatch):
+    """The kernel leaks ENOTSUPP (524), which as an exit status would read as ENOMEM (524 & 255 = 12)."""
+    (tmp_path / "attribute").write_text("")
+
+    def leak(_real, _data):
+        raise OSError(524, "unknown")
+
+    monkeypatch.setattr(host_module, "_write_attribute", leak)
+    with pytest.raises(OSError, match=r".") as caught:
+        files.write("/attribute", "1", limit=5.0)
+    assert caught.value.errno != errno.ENOMEM
+
+
+# --- Lock ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_second_waits_then_names_the_holder(files):
+    second = FileSystem(files._root)
+    with files.lock("/run/iovirt.lock", 1.0, "Ansible module sriov"):
+        start = time.monotonic()
+        with pytest.raises(EngineError) as caught:
+            with second.lock("/run/iovirt.lock", 0.3, "boot replay"):
+                raise AssertionError("both hold it")
+        assert time.monotonic() - start >= 0.3
+    assert f"process {os.getpid()} (Ansible module sriov)" in str(caught.value)
+    assert "nothing was changed" in str(caught.value)
+
+
+def test_the_second_gets_it_when_the_first_is_done(files):
+    second = FileSystem(files._root)
+    order = []
+    held = threading.Event()
+
+    def first():
+        with files.lock("/run/iovirt.lock", 1.0, "first"):
+            held.set()
+            time.sleep(0.3)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    with second.lock("/run/iovirt.lock", 5.0, "second"):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_an_error_below_the_lock_lets_it_go(files, tmp_path):
+    with pytest.raises(ValueError, match="boom"), files.lock("/run/iovirt.lock", 1.0, "first"):
+        raise ValueError("boom")
+    with files.lock("/run/iovirt.lock", 0.1, "second"):
+        assert "second" in (tmp_path / "run/iovirt.lock").read_text()
+    assert (tmp_path / "run/iovirt.lock").read_text() == ""
+
+
+# --- Commands --------------------------------------------------------------------------------------------------------
+
+
+def test_commands_give_status_and_both_streams():
+    assert run_command(["sh", "-c", "echo out; echo err >&2; exit 3"]) == (3, "out\n", "err\n")
+
+
+def test_commands_have_no_shell_and_no_input():
+    assert run_command(["printf", "%s", "$HOME;x"])[1] == "$HOME;x"
+    assert run_command(["cat"]) == (0, "", "")
+
+
+def test_a_talkative_command_does_not_block():
+    code, out, _err = run_command(["sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x"])
+    assert (code, len(out)) == (0, 300000)
+
+
+def test_a_missing_command_is_an_answer():
+    code, _out, err = run_command(["iovirt-no-such-command"])
+    assert code == 127
+    assert "iovirt-no-such-command" in err
+
+
+def test_a_killed_command_says_so():
+    assert run_command(["sh", "-c", "kill -9 $$"])[0] == 128 + signal.SIGKILL
+
+
+def test_commands_die_of_a_closed_pipe_as_they_are_used_to():
+    """Python ignores SIGPIPE; a shell script that inherits that sees write errors instead of ending."""
+    _code, out, _err = run_command(["sh", "-c", "grep SigIgn /proc/self/status"])
+    ignored = int(out.split()[1], 16)
+    assert not ignored >> (signal.SIGPIPE - 1) & 1
+
+
+# --- Waiting ---------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_looks_once_more_at_the_end():
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    host = Host(files=FileSystem("/"), run=run_command, sleep=sleep, clock=lambda: now[0])
+    assert host.wait(lambda: now[0] >= 5, 30)
+    assert 5 <= now[0] < 6
+    assert not host.wait(lambda: False, 2)
+    assert host.wait(lambda: True, 0)
+
+
+def test_errors_are_named():
+    assert explain(OSError(errno.EBUSY, "x")) == "EBUSY (Device or resource busy)"
+    assert explain(OSError("plain words")) == "plain words"
