@@ -27,12 +27,12 @@ PermitRootLogin prohibit-password
 PasswordAuthentication no
 UseDNS no
 EOF
-# The lab's user network is reached by an address, and nobody waits for a name to be looked up.
 mkdir -p -m 0700 /root/.ssh
 
 # The name comes from QEMU, as a credential that systemd reads: each host over this image has its own.
 rm -f /etc/hostname
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost\n' >/etc/hosts
+echo "LANG=C.UTF-8" >/etc/default/locale
 echo "LABEL=labroot / ext4 errors=remount-ro 0 1" >/etc/fstab
 
 # As the postinst of grub-pc does it; the lab starts with the IOMMU off, so that switching it on is real work.
@@ -45,5 +45,5 @@ printf '\nGRUB_TERMINAL="serial console"\nGRUB_SERIAL_COMMAND="serial --unit=0 -
 # Slow in emulation and of no use here. Nothing that a reboot, udev, the network, logins or package upgrades need.
 systemctl mask --quiet \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
-    getty@tty1.service grub-common.service systemd-binfmt.service systemd-networkd-wait-online.service \
+    getty@tty1.service grub-common.service nvmf-autoconnect.service systemd-binfmt.service systemd-networkd-wait-online.service \
     systemd-pstore.service modprobe@drm.service modprobe@efi_pstore.service

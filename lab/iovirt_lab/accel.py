@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Optional
 
 from . import process
 from .common import say
@@ -46,7 +46,7 @@ def choose(qemu: Qemu, kernel: Path, initrd: Path) -> str:
     return "kvm"
 
 
-def unusable() -> Optional[str]:
+def unusable() -> str | None:
     """Why KVM cannot even be tried."""
     device = Path("/dev/kvm")
     if not device.exists():
@@ -79,7 +79,7 @@ def probe(qemu: Qemu, kernel: Path, initrd: Path) -> str:
     machine = Machine(
         name="probe",
         accel="kvm",
-        memory="512M",
+        memory="1G",
         cpus=1,
         disk="",
         kernel=kernel,
@@ -97,7 +97,7 @@ def probe(qemu: Qemu, kernel: Path, initrd: Path) -> str:
             child.wait()
 
 
-def watch(folder: Path, child) -> str:  # type: ignore[no-untyped-def]
+def watch(folder: Path, child: subprocess.Popen[bytes]) -> str:
     """Wait for the guest's mark, for QEMU's complaint, or for the limit."""
     end = time.monotonic() + PROBE_LIMIT
     while time.monotonic() < end:

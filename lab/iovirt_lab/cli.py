@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Callable
 
 from . import hosts, image, process, ssh
-from .common import LabError, find_tool, say
-from .paths import run_dir, state_dir
+from .common import LabError, find_tool, lock, say
+from .paths import build_lock, run_dir, state_dir
 from .recipe import KEYRING, MACHINE_PROGRAMS, USER_PROGRAMS
 
 
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("ssh", do_ssh, "log in, or run a command: lab ssh NAME -- COMMAND")
     sub.add_argument("--timeout", type=float, help="seconds; the exit status is then 124")
     sub.add_argument("name", metavar="NAME")
-    sub.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    sub.add_argument("words", nargs="*", metavar="-- COMMAND")
     sub = add("list", do_list, "the hosts")
     sub.add_argument("--json", action="store_true")
     add("clean", do_clean, "end every host and remove everything the lab built")
@@ -118,9 +119,8 @@ def do_console(args: argparse.Namespace) -> int:
 def do_ssh(args: argparse.Namespace) -> int:
     """lab ssh"""
     host = hosts.need_running(args.name)
-    words = args.words[1:] if args.words[:1] == ["--"] else args.words
     known = hosts.folder_of(args.name) / "known_hosts"
-    code = ssh.call(ssh.argv(host.port, hosts.key_of(host), known, words), args.timeout)
+    code = ssh.call(ssh.argv(host.port, hosts.key_of(host), known, args.words), args.timeout)
     if code == 124 and args.timeout:
         say(f"ended after {args.timeout:.0f} s")
     return code
@@ -133,16 +133,18 @@ def do_list(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     line = "{name:<20} {state:<8} {port:<6} {pid:<8} {memory:<7} {cpus:<5} {folder}"
-    print(line.format(name="NAME", state="STATE", port="PORT", pid="PID", memory="MEMORY", cpus="CPUS", folder="FOLDER"))
+    print(
+        line.format(name="NAME", state="STATE", port="PORT", pid="PID", memory="MEMORY", cpus="CPUS", folder="FOLDER")
+    )
     for row in rows:
         print(line.format(**{key: "-" if value is None else value for key, value in row.items()}))
     return 0
 
 
-def row_of(name: str) -> Dict[str, Any]:
+def row_of(name: str) -> dict[str, Any]:
     """What the list says of a host."""
     found = process.find(name)
-    row: Dict[str, Any] = {"name": name, "state": "running" if found else "off", "pid": found.pid if found else None}
+    row: dict[str, Any] = {"name": name, "state": "running" if found else "off", "pid": found.pid if found else None}
     row.update({"port": None, "memory": None, "cpus": None, "started": None, "folder": str(run_dir() / name)})
     try:
         host = hosts.load(name)
@@ -155,7 +157,7 @@ def row_of(name: str) -> Dict[str, Any]:
 def do_clean(_args: argparse.Namespace) -> int:
     """lab clean"""
     hosts.down_all()
-    with image.lock(image.build_lock(), "building", 60):
+    with lock(build_lock(), "building", 60):
         image.remove_leftovers()
         shutil.rmtree(state_dir(), ignore_errors=True)
     if state_dir().exists():
@@ -176,9 +178,14 @@ def do_packages(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; an expected failure is told in words."""
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    # Everything after -- is the command to run there, whatever it looks like.
+    cut = words.index("--") if "--" in words else len(words)
+    args = parser().parse_args(words[:cut])
+    if cut < len(words):
+        args.words = words[cut + 1 :]
     try:
         if platform.machine() != "x86_64":
             raise LabError(f"the lab runs on x86_64 only, and this is {platform.machine()}")
@@ -187,8 +194,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"lab: error: {error}", file=sys.stderr)
         return 1
     except subprocess.TimeoutExpired as error:
-        words: List[str] = [str(word) for word in error.cmd]
-        print(f"lab: error: {words[0]} did not answer within {error.timeout:.0f} s", file=sys.stderr)
+        print(f"lab: error: {error.cmd[0]} did not answer within {error.timeout:.0f} s", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1

@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Callable
 
 TAIL_LINES = 15
 
@@ -21,7 +22,7 @@ TAIL_LINES = 15
 class LabError(Exception):
     """An expected failure: told to the user in words, without a traceback."""
 
-    def __init__(self, what: str, todo: str = "", log: Optional[Path] = None) -> None:
+    def __init__(self, what: str, todo: str = "", log: Path | None = None) -> None:
         super().__init__(what)
         self.what = what
         self.todo = todo
@@ -37,7 +38,7 @@ class LabError(Exception):
         return "\n".join(parts)
 
 
-def tail(path: Path, lines: int = TAIL_LINES) -> List[str]:
+def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
     """The last lines of a log, or nothing when it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -60,7 +61,7 @@ def stage(name: str) -> Iterator[None]:
     say(f"{name}: done in {time.monotonic() - start:.1f} s")
 
 
-def find_tool(name: str) -> Optional[str]:
+def find_tool(name: str) -> str | None:
     """Path of a program. A normal user's PATH on Debian lacks the sbin folders."""
     path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
     return shutil.which(name, path=path)
@@ -74,7 +75,7 @@ def tool(name: str) -> str:
     return found
 
 
-def end_group(process: subprocess.Popen, grace: float = 10.0) -> None:
+def end_group(process: subprocess.Popen[bytes], grace: float = 10.0) -> None:
     """End a command and its children: first politely, so that it can remove its temporary files."""
     for signum, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
@@ -92,8 +93,8 @@ def run(
     what: str,
     log: Path,
     limit: float,
-    env: Optional[Dict[str, str]] = None,
-    stdin: Optional[Path] = None,
+    env: dict[str, str] | None = None,
+    stdin: Path | None = None,
     todo: str = "",
 ) -> None:
     """Run a command with its output in a log and a limit on its time; an error names both."""
@@ -117,7 +118,7 @@ def run(
         raise LabError(f"{what} failed with exit status {code}", todo, log)
 
 
-def output_of(argv: Sequence[str], *, limit: float = 20.0, env: Optional[Dict[str, str]] = None) -> str:
+def output_of(argv: Sequence[str], *, limit: float = 20.0, env: dict[str, str] | None = None) -> str:
     """Standard output of a short command, empty when it fails in any way."""
     try:
         done = subprocess.run(
@@ -148,7 +149,9 @@ def lock(path: Path, what: str, limit: float) -> Iterator[None]:
             handle.seek(0)
             say(f"waiting for process {handle.read().strip() or '(unknown)'}, which is {what}")
             if not wait_for(lambda: try_lock(handle.fileno()), limit):
-                raise LabError(f"still locked after {limit:.0f} s: {path}", "end the process named above, then try again")
+                raise LabError(
+                    f"still locked after {limit:.0f} s: {path}", "end the process named above, then try again"
+                )
         handle.seek(0)
         handle.truncate()
         handle.write(str(os.getpid()))

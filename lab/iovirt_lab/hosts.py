@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,11 +12,10 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import List
 
 from . import accel, image, process, qmp, ssh
 from .common import LabError, is_locked, lock, run, say, stage, wait_for
-from .paths import build_lock, run_dir
+from .paths import build_lock, cache_dir, run_dir
 from .qemu import Machine, Qemu
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -66,7 +66,7 @@ def load(name: str) -> Host:
         raise LabError(f"{path} cannot be read: {error}", f"lab/lab down {name}") from None
 
 
-def host_lock(name: str):  # type: ignore[no-untyped-def]
+def host_lock(name: str) -> contextlib.AbstractContextManager[None]:
     """Two commands must not start or end the same host at once."""
     folder_of(name)
     return lock(run_dir() / f".{name}.lock", f"working on host {name}", 600)
@@ -93,10 +93,12 @@ def prepare(qemu: Qemu, name: str, memory: str, cpus: int) -> Host:
     if (folder / "host.json").exists():
         host = load(name)
         host.memory, host.cpus = memory, cpus
-        if (image.cache_dir() / host.image).is_dir():
+        if (cache_dir() / host.image).is_dir():
             say(f"host {name} starts again from its old disk")
             return host
-        raise LabError(f"the image under the disk of host {name} is gone", f"lab/lab down {name}, then lab/lab up {name}")
+        raise LabError(
+            f"the image under the disk of host {name} is gone", f"lab/lab down {name}, then lab/lab up {name}"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     host = Host(name, image.image_path().name, memory, cpus)
@@ -113,27 +115,32 @@ def prepare(qemu: Qemu, name: str, memory: str, cpus: int) -> Host:
 def start(qemu: Qemu, host: Host) -> None:
     """Start QEMU on a free port; a port taken between the look and the start means another try."""
     folder = folder_of(host.name)
-    built = image.cache_dir() / host.image
+    built = cache_dir() / host.image
     chosen = accel.choose(qemu, built / "vmlinuz", built / "initrd")
     say(f"starting host {host.name} with QEMU ({qemu.origin})")
     for _ in range(PORT_TRIES):
-        host.port = ssh.free_port()
+        host.port = ssh.free_port(host.port)
         host.started = time.time()
         ssh.write_known_hosts(folder / "known_hosts", host.port, built / "host_key.pub")
         host.save()
-        (folder / "qemu.log").unlink(missing_ok=True)
-        (folder / "qmp.sock").unlink(missing_ok=True)
-        machine = Machine(host.name, chosen, host.memory, host.cpus, host.port)
-        child = process.start(qemu, machine, folder)
-        if not wait_for(lambda: child.poll() is not None or answers(folder), START_LIMIT):  # noqa: B023
-            child.kill()
-            child.wait()
-            raise LabError(f"QEMU was not ready within {START_LIMIT:.0f} s", log=folder / "qemu.log")
-        if child.poll() is None:
+        status = launch(qemu, Machine(host.name, chosen, host.memory, host.cpus, host.port), folder)
+        if status is None:
             return
         if "host forwarding rule" not in accel.read(folder / "qemu.log"):
             break
-    raise LabError(f"QEMU ended with status {child.returncode}", log=folder / "qemu.log")
+    raise LabError(f"QEMU ended with status {status}", log=folder / "qemu.log")
+
+
+def launch(qemu: Qemu, machine: Machine, folder: Path) -> int | None:
+    """Start QEMU and wait until it listens. Returns its exit status when it ended instead."""
+    (folder / "qemu.log").unlink(missing_ok=True)
+    (folder / "qmp.sock").unlink(missing_ok=True)
+    child = process.start(qemu, machine, folder)
+    if not wait_for(lambda: child.poll() is not None or answers(folder), START_LIMIT):
+        child.kill()
+        child.wait()
+        raise LabError(f"QEMU was not ready within {START_LIMIT:.0f} s", log=folder / "qemu.log")
+    return child.poll()
 
 
 def answers(folder: Path) -> bool:
@@ -191,7 +198,7 @@ def down_all() -> None:
             process.end(found)
 
 
-def names() -> List[str]:
+def names() -> list[str]:
     """All hosts, running or not."""
     known = {path.name for path in run_dir().glob("*") if path.is_dir()}
     known.update(found.name for found in process.running())
@@ -223,4 +230,4 @@ def need_running(name: str) -> Host:
 
 def key_of(host: Host) -> Path:
     """The ssh key of a host."""
-    return image.cache_dir() / host.image / "id_ed25519"
+    return cache_dir() / host.image / "id_ed25519"

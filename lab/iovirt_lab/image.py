@@ -10,9 +10,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterator, List
 
 from . import accel, process, ssh
 from .common import LabError, lock, output_of, run, say, stage, tool, wait_for
@@ -35,9 +35,13 @@ TREE_LIMIT = 900.0
 BOOT_LIMIT = 300.0
 LOCK_LIMIT = 1800.0
 NETWORK_HINT = "check the network and the machine's package sources, then run lab/lab build again"
-# On a machine in use the disk need not survive a power cut: a build that was cut off is thrown away.
+# Nothing here has to survive a power cut: a build that was cut off is thrown away.
 QUICK_DPKG = ["--dpkgopt=force-unsafe-io"]
-NO_MANUALS = ["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"]
+NO_MANUALS = [
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+]
 BIOS_BOOT_TYPE = "21686148-6449-6E6F-744E-656564454649"
 
 
@@ -88,7 +92,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def mmdebstrap_env(work: Path) -> Dict[str, str]:
+def mmdebstrap_env(work: Path) -> dict[str, str]:
     """Where mmdebstrap unpacks: beside the result for root; a user's home is closed to its mapped owners, so /tmp."""
     env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
     if os.geteuid() == 0:
@@ -98,7 +102,7 @@ def mmdebstrap_env(work: Path) -> Dict[str, str]:
     return env
 
 
-def mmdebstrap(work: Path, what: str, words: List[str], log: Path) -> None:
+def mmdebstrap(work: Path, what: str, words: list[str], log: Path) -> None:
     """Run mmdebstrap. The mirror is its own default or the machine's: no address is named here."""
     mode = "root" if os.geteuid() == 0 else "unshare"
     argv = [tool("mmdebstrap"), f"--mode={mode}", "--architectures=amd64", *QUICK_DPKG, *words]
@@ -127,7 +131,7 @@ def ensure_qemu() -> Qemu:
         words += [f"--setup-hook={sources}", f"--setup-hook={pin}", SUITE, str(work / "tree.tar")]
         log = new_log("qemu")
         mmdebstrap(work, "unpacking QEMU", words, log)
-        unpack = ["tar", "-x", "--no-same-owner", "--exclude=./dev", "--exclude=./usr/share/doc", "-C", str(work)]
+        unpack = ["tar", "-x", "--no-same-owner", "--exclude=./dev", "-C", str(work)]
         run([*unpack, "-f", str(work / "tree.tar")], what="unpacking QEMU", log=log, limit=120)
         (work / "tree.tar").unlink()
         version = output_of([*qemu_in(work).system, "--version"], env=qemu_in(work).environment())
@@ -137,7 +141,7 @@ def ensure_qemu() -> Qemu:
     return qemu_in(tree_path())
 
 
-def build_image(work: Path, qemu_done) -> None:  # type: ignore[no-untyped-def]
+def build_image(work: Path, qemu_done: Callable[[], Qemu]) -> None:
     """Everything from packages to a disk that boots by itself."""
     check_user()
     make_key(work)
@@ -176,20 +180,29 @@ def make_key(work: Path) -> None:
     run(argv, what="making an ssh key", log=new_log("key"), limit=30)
 
 
-def script_hooks(name: str) -> List[str]:
+def script_hooks(name: str) -> list[str]:
     """Hooks that run one of our scripts inside the tree."""
     # copy-in goes through mmdebstrap's own process: the mapped root of a user's build cannot read his files.
     copy = f"copy-in {shlex.quote(str(GUEST_FILES / name))} /tmp"
-    return [f"--customize-hook={copy}", f'--customize-hook=chroot "$1" sh /tmp/{name}', f'--customize-hook=rm "$1/tmp/{name}"']
+    return [
+        f"--customize-hook={copy}",
+        f'--customize-hook=chroot "$1" sh /tmp/{name}',
+        f'--customize-hook=rm "$1/tmp/{name}"',
+    ]
 
 
 def build_tree(work: Path) -> None:
     """The root tree of a host."""
     with stage(f"root tree of Debian {SUITE}"):
         words = ["--variant=apt", "--include=" + ",".join(HOST_PACKAGES), *NO_MANUALS]
-        # Before initramfs-tools is installed, so that the initramfs is made once and the right way.
-        initramfs = 'mkdir -p "$1/etc/initramfs-tools/conf.d" && printf "COMPRESS=zstd\\nCOMPRESSLEVEL=1\\n" '
-        words += ["--essential-hook=" + initramfs + '>"$1/etc/initramfs-tools/conf.d/lab"']
+        # Before initramfs-tools is installed, so that the initramfs is made once and the right way. A list instead of
+        # most modules: making it anew inside an emulated host takes 17 s instead of 78 s, and GRUB loads it faster.
+        words += ['--essential-hook=mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/etc/initramfs-tools/hooks"']
+        words += [
+            f"--essential-hook=copy-in {shlex.quote(str(GUEST_FILES / 'initramfs-hook'))} /etc/initramfs-tools/hooks"
+        ]
+        settings = "MODULES=list\\nCOMPRESS=zstd\\nCOMPRESSLEVEL=1\\n"
+        words += [f'--essential-hook=printf "{settings}" >"$1/etc/initramfs-tools/conf.d/lab"']
         words += [*script_hooks("customize.sh"), SUITE, str(work / "root.tar")]
         mmdebstrap(work, "installing the root tree", words, new_log("root"))
 
@@ -256,7 +269,7 @@ def first_boot(work: Path, qemu: Qemu) -> None:
                 (work / name).unlink(missing_ok=True)
 
 
-def settle(work: Path, port: int, child) -> None:  # type: ignore[no-untyped-def]
+def settle(work: Path, port: int, child: subprocess.Popen[bytes]) -> None:
     """Run the first boot's script over ssh, then power the host off."""
     console = work / "console.log"
     if not wait_for(lambda: child.poll() is not None or ssh.greets(port), BOOT_LIMIT):

@@ -10,7 +10,6 @@ import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
 
 from .common import LabError, wait_for
 from .qemu import Machine, Qemu, arguments, marker
@@ -26,7 +25,7 @@ class Found:
     pid: int
 
 
-def marked_name(pid: int) -> Optional[str]:
+def marked_name(pid: int) -> str | None:
     """The host that a process runs, or None when it is no QEMU of this lab."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
@@ -39,7 +38,7 @@ def marked_name(pid: int) -> Optional[str]:
     return None
 
 
-def running() -> List[Found]:
+def running() -> list[Found]:
     """All QEMUs of this lab, whether or not their run folder still exists."""
     result = []
     for entry in os.listdir("/proc"):
@@ -50,7 +49,7 @@ def running() -> List[Found]:
     return sorted(result, key=lambda found: (found.name, found.pid))
 
 
-def find(name: str) -> Optional[Found]:
+def find(name: str) -> Found | None:
     """The QEMU of one host."""
     for found in running():
         if found.name == name:
@@ -73,7 +72,9 @@ def end(found: Found) -> None:
             if wait_for(lambda: not alive(found.pid), TERM_LIMIT, 0.05):
                 return
     except PermissionError:
-        raise LabError(f"process {found.pid} of host {found.name} belongs to another user", "run this as that user") from None
+        raise LabError(
+            f"process {found.pid} of host {found.name} belongs to another user", "run this as that user"
+        ) from None
     finally:
         os.close(descriptor)
     raise LabError(f"QEMU of host {found.name} (process {found.pid}) does not end")
@@ -88,7 +89,7 @@ def alive(pid: int) -> bool:
     return state not in ("Z", "X")
 
 
-def start(qemu: Qemu, machine: Machine, folder: Path, extra: Optional[List[str]] = None) -> subprocess.Popen:
+def start(qemu: Qemu, machine: Machine, folder: Path, extra: list[str] | None = None) -> subprocess.Popen[bytes]:
     """Start QEMU in the background, in the folder that its relative file names are meant for."""
     argv = [*qemu.system, *arguments(machine), *(extra or [])]
     with (folder / "qemu.log").open("ab") as log:

@@ -11,7 +11,6 @@ import re
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
 
 from .common import LabError, find_tool, output_of
 from .paths import cache_dir, state_id
@@ -26,22 +25,22 @@ class Qemu:
     """How the programs of one QEMU are started."""
 
     origin: str
-    system: List[str]
-    image_tool: List[str]
-    env: Dict[str, str] = field(default_factory=dict)
+    system: list[str]
+    image_tool: list[str]
+    env: dict[str, str] = field(default_factory=dict)
 
-    def environment(self) -> Dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """The environment of its processes."""
         return {**os.environ, **self.env}
 
 
-def version_of(text: str) -> Optional[Tuple[int, int]]:
+def version_of(text: str) -> tuple[int, int] | None:
     """The version in what `--version` prints."""
     found = re.search(r"version (\d+)\.(\d+)", text)
     return (int(found.group(1)), int(found.group(2))) if found else None
 
 
-def installed_qemu() -> Optional[Qemu]:
+def installed_qemu() -> Qemu | None:
     """The machine's own QEMU, when it is new enough and complete."""
     system, image_tool = find_tool(SYSTEM), find_tool(IMAGE_TOOL)
     if system is None or image_tool is None:
@@ -68,7 +67,7 @@ def qemu_in(tree: Path) -> Qemu:
     return Qemu("the lab's own tree", system, [*loader, str(tree / "usr" / "bin" / IMAGE_TOOL)], env)
 
 
-def usable_qemu() -> Optional[Qemu]:
+def usable_qemu() -> Qemu | None:
     """A QEMU that can run the lab, if there is one now."""
     found = installed_qemu()
     if found is None and tree_path().is_dir():
@@ -107,13 +106,13 @@ class Machine:
     disk: str = "disk.qcow2"
     disk_format: str = "qcow2"
     nvme_disk: str = "nvme.raw"
-    kernel: Optional[Path] = None
-    initrd: Optional[Path] = None
+    kernel: Path | None = None
+    initrd: Path | None = None
     append: str = ""
     devices: bool = True
 
 
-def arguments(machine: Machine) -> List[str]:
+def arguments(machine: Machine) -> list[str]:
     """The command line after the program's name."""
     result = base_arguments(machine)
     if machine.kernel is not None:
@@ -122,19 +121,19 @@ def arguments(machine: Machine) -> List[str]:
         boot = "" if machine.kernel else ",bootindex=0"
         result += [
             "-drive", f"if=none,id=root,file={machine.disk},format={machine.disk_format},cache=unsafe,discard=unmap",
-            "-device", f"virtio-blk-pci,drive=root,serial=labroot,addr=0x2{boot}",
+            "-device", f"virtio-blk-pci,bus=pcie.0,drive=root,serial=labroot,addr=0x2{boot}",
         ]  # fmt: skip
     if machine.port:
         result += [
             "-netdev", f"user,id=mgmt,hostfwd=tcp:127.0.0.1:{machine.port}-:22",
-            "-device", f"virtio-net-pci,netdev=mgmt,mac={mac(machine.name, 1)},romfile=,addr=0x3",
+            "-device", f"virtio-net-pci,bus=pcie.0,netdev=mgmt,mac={mac(machine.name, 1)},romfile=,addr=0x3",
         ]  # fmt: skip
     if machine.devices:
         result += sriov_devices(machine)
     return result
 
 
-def base_arguments(machine: Machine) -> List[str]:
+def base_arguments(machine: Machine) -> list[str]:
     """The machine without its disks and networks."""
     host_id = uuid.uuid5(uuid.NAMESPACE_OID, marker(machine.name))
     return [
@@ -144,12 +143,12 @@ def base_arguments(machine: Machine) -> List[str]:
         "-machine", "q35,kernel-irqchip=split", "-accel", machine.accel, "-cpu", "max",
         # Slots as the root ports number them; by ACPI they would be named 0, 0-2, 16 and so on.
         "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-        "-smp", str(machine.cpus), "-m", machine.memory, "-uuid", str(host_id),
+        "-smp", str(machine.cpus), "-m", f"{memory_mib(machine.memory)}M", "-uuid", str(host_id),
         "-smbios", f"type=1,manufacturer=iovirt,product=lab,serial={machine.name},uuid={host_id}",
         "-smbios", "type=11," + ",".join(f"value={value}" for value in credentials(machine)),
         "-device", "intel-iommu,intremap=on,caching-mode=on",
-        "-device", "VGA,addr=0x1",
-        "-device", "virtio-rng-pci,addr=0x4",
+        "-device", "VGA,bus=pcie.0,addr=0x1",
+        "-device", "virtio-rng-pci,bus=pcie.0,addr=0x4",
         "-chardev", "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log,logappend=on",
         "-serial", "chardev:console",
         "-qmp", "unix:qmp.sock,server=on,wait=off",
@@ -157,7 +156,7 @@ def base_arguments(machine: Machine) -> List[str]:
     ]  # fmt: skip
 
 
-def credentials(machine: Machine) -> List[str]:
+def credentials(machine: Machine) -> list[str]:
     """What systemd in the host reads: its name, for the first boot and, as /etc/hostname, for the later ones."""
     tmpfiles = base64.b64encode(f"f /etc/hostname 0644 root root - {machine.name}\\n\n".encode()).decode()
     return [
@@ -166,27 +165,53 @@ def credentials(machine: Machine) -> List[str]:
     ]
 
 
-def root_port(slot: int, address: str) -> List[str]:
+def root_port(slot: int, bus: str) -> list[str]:
     """A port of its own for a device: on the bus itself its VFs would share one IOMMU group."""
-    return ["-device", f"pcie-root-port,id=port{slot},slot={slot},chassis={slot},bus=pcie.0,addr={address}"]
+    # The firmware knows nothing of VFs: without a reserve, their BARs find no room below an expander bridge.
+    port = f"pcie-root-port,id=port{slot},slot={slot},chassis={slot},bus={bus},mem-reserve=4M,pref64-reserve=32M"
+    return ["-device", port]
 
 
-def sriov_devices(machine: Machine) -> List[str]:
-    """Two igb ports on one hub, an NVMe controller with VFs, and the edu device."""
-    result: List[str] = []
-    for number, address in ((1, "0x10"), (2, "0x11")):
-        result += root_port(number, address)
+def numa_nodes(machine: Machine) -> list[str]:
+    """Two nodes with half of the memory each, and on each a PCI bus: only so does a device have a numa_node."""
+    half = memory_mib(machine.memory) // 2
+    result: list[str] = []
+    for node, bus in ((0, 0x20), (1, 0x40)):
+        cpus = [f",cpus={cpu}" for cpu in range(machine.cpus) if cpu % 2 == node]
+        result += [
+            "-object", f"memory-backend-ram,id=memory{node},size={half}M",
+            "-numa", f"node,nodeid={node},memdev=memory{node}{''.join(cpus)}",
+            "-device", f"pxb-pcie,id=node{node},bus=pcie.0,bus_nr={bus},numa_node={node},addr={0x10 + node:#x}",
+        ]  # fmt: skip
+    return result
+
+
+def memory_mib(text: str) -> int:
+    """The size in MiB of what the user wrote, such as 3G or 2048M."""
+    found = re.fullmatch(r"(\d+)([MG])", text)
+    size = int(found.group(1)) * {"M": 1, "G": 1024}[found.group(2)] if found else 0
+    if size < 1024 or size % 2:
+        raise LabError(f"'{text}' is no memory size for a host", "write for example 3G or 2048M; 1G is the least")
+    return size
+
+
+def sriov_devices(machine: Machine) -> list[str]:
+    """Two igb ports on one hub on node 0, on node 1 an NVMe controller with VFs, and the edu device."""
+    result = numa_nodes(machine)
+    for number in (1, 2):
+        result += root_port(number, "node0")
         result += [
             "-netdev", f"hubport,id=hub{number},hubid=1",
             "-device", f"igb,bus=port{number},netdev=hub{number},mac={mac(machine.name, 0x10 * number)},romfile=",
         ]  # fmt: skip
-    result += root_port(3, "0x12")
-    return result + [
+    result += root_port(3, "node1")
+    result += [
         "-device", "nvme-subsys,id=subsys0",
-        # Five VFs' worth of queues would be flexible resources; without them no VF can ever be set online.
+        # Flexible queues and interrupts are what `nvme virt-mgmt` hands to a VF before it can be set online.
         "-device", f"nvme,id=nvme0,bus=port3,serial=LAB{machine.name},subsys=subsys0,sriov_max_vfs=4,"
         "sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=10,msix_qsize=9",
         "-drive", f"if=none,id=nvmedisk,file={machine.nvme_disk},format=raw,cache=unsafe,discard=unmap",
         "-device", "nvme-ns,drive=nvmedisk,bus=nvme0,nsid=1",
-        "-device", "edu,addr=0x9",
+        "-device", "edu,bus=pcie.0,addr=0x9",
     ]  # fmt: skip
+    return result

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 from .common import LabError
 
@@ -33,7 +33,7 @@ def ask(folder: Path, command: str, **arguments: Any) -> Any:
         os.close(descriptor)
 
 
-def send(stream: Any, message: Dict[str, Any]) -> Any:
+def send(stream: Any, message: dict[str, Any]) -> Any:
     """Send one command and read on to its answer; events come in between."""
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable, List, Tuple
 
 from .paths import GUEST_FILES
 
@@ -14,11 +14,12 @@ SUITE = "trixie"
 BACKPORTS = "trixie-backports"
 
 # Older ones break the mailbox between a VF of igb and its PF: no MAC, no link, no traffic.
-QEMU_MINIMUM: Tuple[int, int] = (11, 1)
+QEMU_MINIMUM: tuple[int, int] = (11, 1)
 QEMU_PACKAGES = ["qemu-system-x86", "qemu-utils", "seabios"]
 
 HOST_PACKAGES = [
     "dbus",
+    "e2fsprogs",
     "ethtool",
     "grub-pc-bin",
     "grub2-common",
@@ -77,5 +78,5 @@ def qemu_key() -> str:
 def image_key() -> str:
     """Name of the built disk image."""
     here = Path(__file__).resolve().parent
-    words: List[str] = [SUITE, str(DISK_MIB), ROOT_LABEL, *HOST_PACKAGES, "+", *MODULE_PACKAGES]
+    words: list[str] = [SUITE, str(DISK_MIB), ROOT_LABEL, *HOST_PACKAGES, "+", *MODULE_PACKAGES]
     return "image-" + digest(words, [*GUEST_FILES.iterdir(), here / "image.py"])

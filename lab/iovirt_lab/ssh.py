@@ -8,13 +8,13 @@ import contextlib
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence
 
 from .common import LabError, tool
 
 
-def options(key: Path, known_hosts: Path) -> List[str]:
+def options(key: Path, known_hosts: Path) -> list[str]:
     """Only the lab's own key and known hosts; nothing of the user's configuration or agent."""
     return [
         "-F", "none",
@@ -30,13 +30,13 @@ def options(key: Path, known_hosts: Path) -> List[str]:
     ]  # fmt: skip
 
 
-def argv(port: int, key: Path, known_hosts: Path, command: Sequence[str] = ()) -> List[str]:
+def argv(port: int, key: Path, known_hosts: Path, command: Sequence[str] = ()) -> list[str]:
     """The ssh command for a host. No shared connection: a lasting one keeps its first caller's pipe open."""
     shared = ["-o", "ControlMaster=no", "-o", "ControlPath=none", "-o", "LogLevel=ERROR"]
     return [tool("ssh"), *options(key, known_hosts), *shared, "-p", str(port), "root@127.0.0.1", *command]
 
 
-def call(words: Sequence[str], limit: Optional[float], stdin: Optional[Path] = None, log: Optional[Path] = None) -> int:
+def call(words: Sequence[str], limit: float | None, stdin: Path | None = None, log: Path | None = None) -> int:
     """Run ssh with a limit on the wall clock; 124 says that the limit was met, as timeout(1) does."""
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(stdin.open("rb")) if stdin else None
@@ -66,10 +66,15 @@ def greets(port: int, limit: float = 3.0) -> bool:
         return False
 
 
-def free_port() -> int:
-    """A port that is free now; QEMU says so when it was taken in the meantime."""
+def free_port(last: int = 0) -> int:
+    """A port that is free now, the last one if it can be; QEMU says so when it was taken in the meantime."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
+        # As QEMU does it: connections that have just ended do not keep the port from being used again.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", last))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
