@@ -34,7 +34,7 @@ options:
         What an earlier call of the same run makes true by the next boot: RV(iovirt.host.iommu#module:predicted).
       - With it check mode sees through a reboot that has not happened yet.
     type: dict
-    options:
+    suboptions:
       iommu:
         description:
           - Whether the IOMMU will be on.

@@ -45,7 +45,7 @@ options:
     type: list
     elements: dict
     required: true
-    options:
+    suboptions:
       match:
         description:
           - Which devices of the host are meant. All keys that are named must fit; of a list in a key one must fit.
@@ -55,7 +55,7 @@ options:
             V(absent).
         type: dict
         required: true
-        options:
+        suboptions:
           address:
             description:
               - PCI addresses with their domain, as in V(0000:3b:00.0), in any case.
@@ -156,7 +156,7 @@ options:
           - What holds for every VF of the device that O(devices[].vfs) does not speak of, and for what a range
             leaves unset.
         type: dict
-        options:
+        suboptions:
           driver:
             description:
               - The driver that the VF shall have, by the name it has in C(/sys/bus/pci/drivers). V(default) means
@@ -171,7 +171,7 @@ options:
           - What is wished for single VFs. A VF may stand in one range only.
         type: list
         elements: dict
-        options:
+        suboptions:
           range:
             description:
               - >-

@@ -44,7 +44,7 @@ options:
     type: list
     elements: dict
     required: true
-    options:
+    suboptions:
       match:
         description:
           - Which devices of the host are meant. All keys that are named must fit; of a list in a key one must fit.
@@ -54,7 +54,7 @@ options:
             V(absent).
         type: dict
         required: true
-        options:
+        suboptions:
           address:
             description:
               - PCI addresses with their domain, as in V(0000:3b:00.0), in any case.
