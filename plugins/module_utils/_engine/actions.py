@@ -39,7 +39,10 @@ def _set_vf_count(host: Host, args: Args) -> None:
 
 
 def _undo_vf_count(host: Host, args: Args) -> None:
-    if _count(host, args["pf"]) == args["from"]:
+    # The same count alone proves nothing: a kernel that made fewer VFs than asked may have made as many as there were.
+    if _count(host, args["pf"]) == args["from"] and all(
+        _driver(host, _vf_address(host, args["pf"], int(index))) == driver for index, driver in args["drivers"].items()
+    ):
         return
     _recount(host, args["pf"], args["from"], args["previous"])
     for index, driver in args["previous"].items():
@@ -170,12 +173,17 @@ def _release(host: Host, args: Args) -> None:
     if wanted:
         _load(host, wanted)
     _offer(host, address)
-    if wanted is None or wanted in drivers.NEEDS_RESOURCES:
+    if wanted is None or wanted in drivers.NEEDS_RESOURCES or (not override and _probing_is_off(host, address)):
         return
     if not host.wait(lambda: _driver(host, address) is not None, APPEAR_LIMIT):
         raise EngineError(
             f"no driver took {address} within {APPEAR_LIMIT:g} s; its own would be {wanted}. Look at the kernel log."
         )
+
+
+def _probing_is_off(host: Host, address: str) -> bool:
+    """A VF without an override gets no driver then (pci_device_can_probe in drivers/pci/pci-driver.c)."""
+    return host.files.attr(f"{DEVICES}/{address}/physfn/sriov_drivers_autoprobe") == "0"
 
 
 def _restore(host: Host, address: str, override: str | None, driver: str | None) -> None:

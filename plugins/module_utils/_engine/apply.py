@@ -34,6 +34,9 @@ def apply(host: Host, plan: Plan) -> Outcome:
     outcome = Outcome()
     with _undisturbed():
         for unit, actions in _by_unit(plan.doable).items():
+            if unit == HOST and outcome.failures:
+                # What removes the replay comes last, and a device that could not be given back still needs it.
+                break
             _apply_unit(host, unit, actions, outcome)
             if unit == HOST and outcome.failures:
                 break
@@ -58,22 +61,28 @@ def _apply_unit(host: Host, unit: str, actions: list[Action], outcome: Outcome) 
             outcome.done += done
             return
         except (EngineError, OSError) as error:
-            left = _undo(host, [*done, action])
+            left, stuck = _undo(host, [*done, action])
+            outcome.indeterminate += [unit] if stuck else []
             outcome.failures[unit] = _failed(unit, action, error, len(done), left)
             return
         done.append(action)
     outcome.done += done
 
 
-def _undo(host: Host, actions: list[Action]) -> list[str]:
-    """Undo in reverse order. What could not be undone, in words."""
+def _undo(host: Host, actions: list[Action]) -> tuple[list[str], bool]:
+    """Undo in reverse order. What could not be undone, in words; and did a write not return? Then nothing else is
+    done to the device: it would hang as well."""
     left = []
-    for action in reversed(actions):
+    for number, action in enumerate(reversed(actions)):
         try:
             TABLE[action.kind].undo(host, action.args)
+        except Stuck as error:
+            left.append(f"'{action.text}' ({_said(error)})")
+            left += [f"'{other.text}' (not tried)" for other in actions[: len(actions) - number - 1]]
+            return left, True
         except (EngineError, OSError) as error:
             left.append(f"'{action.text}' ({_said(error)})")
-    return left
+    return left, False
 
 
 def _said(error: Exception) -> str:

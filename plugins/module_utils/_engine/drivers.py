@@ -12,6 +12,9 @@ NO_SRIOV = frozenset(
     {"ahci", "e1000", "e1000e", "igc", "nouveau", "pcieport", "r8169", "snd_hda_intel", "tg3", "xhci_hcd"}
 )
 
+#: Name of a module -> name of its driver, where they differ. People write the one that lsmod shows.
+SPELLED = {"pci_stub": "pci-stub", "vfio_pci": "vfio-pci", "virtio_pci": "virtio-pci", "xhci_pci": "xhci_hcd"}
+
 #: VF drivers that take a VF only after the PF gave it resources: NVMe secondary controllers start offline
 #: (NVM Express Base Specification, Virtualization Management command).
 NEEDS_RESOURCES = frozenset({"nvme"})

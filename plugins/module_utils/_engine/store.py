@@ -47,9 +47,27 @@ def load(files: Files, resource: str) -> dict[str, Any]:
     if document.get("version") != VERSION or document.get("resource") != resource:
         raise _unusable(path, f"is not a version {VERSION} document of the resource {resource}")
     for address, entry in document["devices"].items():
-        if not isinstance(entry, dict) or not {"identity", "wish", "origin"} <= entry.keys():
+        if not _complete(resource, entry):
             raise _unusable(path, f"its entry for {address} is incomplete")
     return document
+
+
+def _complete(resource: str, entry: Any) -> bool:
+    """Does an entry hold all that is read of it? What somebody edited by hand need not."""
+    if not isinstance(entry, dict):
+        return False
+    identity, wish, origin = entry.get("identity"), entry.get("wish"), entry.get("origin")
+    if not (isinstance(identity, dict) and isinstance(wish, dict) and isinstance(origin, dict)):
+        return False
+    if resource == "vfio":
+        return isinstance(wish.get("driver"), str)
+    vfs = wish.get("vfs")
+    return (
+        isinstance(wish.get("vf_count"), (int, type(None)))
+        and isinstance(origin.get("vf_count"), int)
+        and isinstance(vfs, dict)
+        and all(index.isdigit() and isinstance(vf, dict) for index, vf in vfs.items())
+    )
 
 
 def _unusable(path: str, why: str) -> StateFileError:

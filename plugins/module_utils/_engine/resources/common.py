@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import match, store
+from .. import drivers, match, store
 from ..model import AFTER_REBOOT, CERTAIN, Action, Function, Plan, Refusal, State
 
 
@@ -146,15 +146,17 @@ def no_group(address: str, state: State) -> Refusal:
 
 
 def unknown_driver(address: str, driver: str) -> Refusal:
-    return Refusal(
-        address,
-        f"there is no driver {driver}: it is not on the PCI bus and the running kernel has no module of that name.",
-        "Correct the name or install the module; nothing was changed.",
-    )
+    if driver in drivers.SPELLED:
+        reason = f"there is no driver {driver}: that is its module, the driver is called {drivers.SPELLED[driver]}."
+    else:
+        reason = (
+            f"there is no driver {driver}: it is not on the PCI bus and the running kernel has no module of that name."
+        )
+    return Refusal(address, reason, "Correct the name or install the module; nothing was changed.")
 
 
 def driver_exists(state: State, driver: str) -> bool:
-    return driver in state.drivers or driver in state.loadable
+    return driver in state.drivers or (driver in state.loadable and driver not in drivers.SPELLED)
 
 
 def refuse_all(plan: Plan, refusals: Sequence[Refusal]) -> bool:

@@ -214,7 +214,14 @@ def _recount(state: State, pf: Function, sriov: Sriov, count: int, wished: Mappi
         kind="set_vf_count",
         unit=pf.address,
         text=text,
-        args={"pf": pf.address, "from": now, "to": count, "reserved": reserved, "previous": _overrides(state, sriov)},
+        args={
+            "pf": pf.address,
+            "from": now,
+            "to": count,
+            "reserved": reserved,
+            "previous": _overrides(state, sriov),
+            "drivers": {str(i): vf.driver for i, address in sriov.vfs.items() if (vf := state.functions.get(address))},
+        },
         before={"vf_count": now},
         after={"vf_count": count},
     )
@@ -290,7 +297,11 @@ def _bind_vf(
 
 
 def _plan_default(state: State, pf: Function, index: int, address: str, vf: Function | None, options: Options) -> Plan:
-    """The driver that the kernel gives by itself. A VF that no driver takes for lack of resources is as wished."""
+    """The driver that the kernel gives by itself. A VF that no driver takes for lack of resources is as wished, and so
+    is one without a driver below a PF whose VFs are not probed."""
+    held = vf is not None and (vf.override is not None or (vf.driver or "").startswith("vfio"))
+    if pf.sriov and not pf.sriov.autoprobe and not held:
+        return Plan()
     if vf is None:
         native = None
     elif vf.override is None and not (vf.driver or "").startswith("vfio"):
