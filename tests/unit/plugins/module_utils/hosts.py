@@ -30,10 +30,11 @@ def lab(
     sim.add_driver("virtio-pci", "1af4:1041", "1af4:1042", builtin=True, net=True)
     sim.add_driver("pcieport", "060400", builtin=True)
     sim.add_driver("igb", "8086:10c9", sriov=True, net=True)
-    sim.add_driver("igbvf", "8086:10ca", net=True, builtin=igbvf_loaded)
+    sim.add_driver("igbvf", "8086:10ca", net=True)
     sim.add_driver("nvme", "010802", sriov=True)
-    sim.add_driver("vfio-pci", builtin=vfio_loaded)
+    sim.add_driver("vfio-pci")
     sim.add_driver("e1000e", "8086:10d3", net=True)
+    sim.modules_load = {name for name, wanted in (("igbvf", igbvf_loaded), ("vfio-pci", vfio_loaded)) if wanted}
     sim.add(Pci(DISK, "1af4:1042", "010000", below="virtio0"))
     sim.add(Pci(MANAGEMENT, "1af4:1041", "020000", below="virtio1", ifname="ens3", mac="52:54:00:00:00:01"))
     for number, (address, port) in enumerate(((PF1, "0000:80:00.0"), (PF2, "0000:80:01.0"))):

@@ -127,6 +127,8 @@ class SimKernel:
         self.known_drivers: dict[str, Driver] = {}
         self.registered: set[str] = set()
         self.builtin: set[str] = set()
+        #: What modules-load.d names: there from the boot on.
+        self.modules_load: set[str] = set()
         self.nets: dict[str, Net] = {}
         self.blocks: list[Block] = []
         self.multipath: dict[str, list[str]] = {}
@@ -436,7 +438,7 @@ class SimKernel:
             function.vfs, function.autoprobe = [], True
         for function in self.functions.values():
             function.group = self._group_of(function)
-        for name in sorted(self.builtin):
+        for name in sorted(self.builtin | self.modules_load):
             self._register(name)
         for function in self.functions.values():
             for driver in self.known_drivers.values():

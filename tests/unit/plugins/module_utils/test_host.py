@@ -151,9 +151,8 @@ def test_a_write_that_hangs_is_left_behind_at_its_limit(files, tmp_path):
 
 def test_the_hanging_child_does_not_hold_the_lock(files, tmp_path):
     os.mkfifo(tmp_path / "numvfs")
-    with files.lock("/run/lock", 1.0, "first"):
-        with pytest.raises(Stuck):
-            files.write("/numvfs", "4", limit=0.1)
+    with files.lock("/run/lock", 1.0, "first"), pytest.raises(Stuck):
+        files.write("/numvfs", "4", limit=0.1)
     with files.lock("/run/lock", 0.5, "second"):
         pass
     with open(tmp_path / "numvfs") as reader:
@@ -180,9 +179,8 @@ def test_the_second_waits_then_names_the_holder(files):
     second = FileSystem(files._root)
     with files.lock("/run/iovirt.lock", 1.0, "Ansible module sriov"):
         start = time.monotonic()
-        with pytest.raises(EngineError) as caught:
-            with second.lock("/run/iovirt.lock", 0.3, "boot replay"):
-                raise AssertionError("both hold it")
+        with pytest.raises(EngineError) as caught, second.lock("/run/iovirt.lock", 0.3, "boot replay"):
+            raise AssertionError("both hold it")
         assert time.monotonic() - start >= 0.3
     assert f"process {os.getpid()} (Ansible module sriov)" in str(caught.value)
     assert "nothing was changed" in str(caught.value)
