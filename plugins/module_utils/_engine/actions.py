@@ -173,7 +173,7 @@ def _release(host: Host, args: Args) -> None:
     if wanted:
         _load(host, wanted)
     _offer(host, address)
-    if wanted is None or wanted in drivers.NEEDS_RESOURCES or (not override and _probing_is_off(host, address)):
+    if wanted is None or (not override and _may_stay_without(host, address, wanted)):
         return
     if not host.wait(lambda: _driver(host, address) is not None, APPEAR_LIMIT):
         raise EngineError(
@@ -181,9 +181,13 @@ def _release(host: Host, args: Args) -> None:
         )
 
 
-def _probing_is_off(host: Host, address: str) -> bool:
-    """A VF without an override gets no driver then (pci_device_can_probe in drivers/pci/pci-driver.c)."""
-    return host.files.attr(f"{DEVICES}/{address}/physfn/sriov_drivers_autoprobe") == "0"
+def _may_stay_without(host: Host, address: str, native: str) -> bool:
+    """A VF that its driver takes only with resources, or whose PF has probing off (pci_device_can_probe in
+    drivers/pci/pci-driver.c)."""
+    if not host.files.link(f"{DEVICES}/{address}/physfn"):
+        return False
+    probing = host.files.attr(f"{DEVICES}/{address}/physfn/sriov_drivers_autoprobe")
+    return native in drivers.NEEDS_RESOURCES or probing == "0"
 
 
 def _restore(host: Host, address: str, override: str | None, driver: str | None) -> None:

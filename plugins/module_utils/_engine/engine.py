@@ -99,7 +99,7 @@ def plan_devices(host: Host, state: State, wishes: Wishes, options: Options, dec
         for action in part.actions:
             if action.kind == "declare":
                 _note(declared[name], action.args)
-    plan.refusals += _ruled_twice(declared)
+    plan.refusals += _ruled_twice(state, declared)
     if declare and host.sources is not None:
         _add_replay(host, state, plan, {address for entries in declared.values() for address in entries})
     return plan
@@ -112,12 +112,18 @@ def _note(entries: dict[str, Any], args: Mapping[str, Any]) -> None:
         entries[args["address"]] = args["entry"]
 
 
-def _ruled_twice(declared: Mapping[str, Mapping[str, Any]]) -> list[Refusal]:
-    both = sorted(set(declared["sriov"]) & set(declared["vfio"]))
-    return [
-        Refusal(address, "both sriov and vfio name it.", "Let one of them rule it; nothing was changed.")
-        for address in both
-    ]
+def _ruled_twice(state: State, declared: Mapping[str, Mapping[str, Any]]) -> list[Refusal]:
+    refusals = []
+    for address in sorted(declared["vfio"]):
+        function = state.functions.get(address)
+        reason = None
+        if address in declared["sriov"]:
+            reason = "both sriov and vfio name it."
+        elif function and function.physfn in declared["sriov"]:
+            reason = f"vfio names it, and sriov rules the VFs of its PF {function.physfn}."
+        if reason:
+            refusals.append(Refusal(address, reason, "Let one of them rule it; nothing was changed."))
+    return refusals
 
 
 def _add_replay(host: Host, state: State, plan: Plan, declared: Collection[str]) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from . import store
 from .model import Function, Refusal, State
 
 #: Name -> PCI class code prefix (PCI Code and ID Assignment Specification; include/linux/pci_ids.h).
@@ -57,10 +58,11 @@ def check_selector(match: Mapping[str, Any]) -> str | None:
     return None
 
 
-def select(state: State, match: Mapping[str, Any]) -> list[Function]:
+def select(state: State, match: Mapping[str, Any], gone: Sequence[Function] = ()) -> list[Function]:
     """The functions that a checked selector names, by address. Keys are ANDed, a list in a key is ORed."""
     wide = bool(match.get("vf"))
-    return [f for f in state.functions.values() if (wide or f.physfn is None) and _matches(state, f, match)]
+    candidates = [*state.functions.values(), *gone]
+    return [f for f in candidates if (wide or f.physfn is None) and _matches(state, f, match)]
 
 
 def _matches(state: State, function: Function, match: Mapping[str, Any]) -> bool:
@@ -86,14 +88,17 @@ def _key_matches(state: State, function: Function, key: str, value: Any) -> bool
         return bool(function.numa_node == int(value))
     if key in ("vendor", "device"):
         return bool(str(value).lower().rpartition("0x")[2] == getattr(function, key))
-    return str(getattr(function, key)).lower() == str(value).lower()
+    # An NVMe controller shows its serial number only under its own driver.
+    known = getattr(function, key) or _identity(state, function).get(key, "")
+    return str(known).lower() == str(value).lower()
 
 
 def _identity(state: State, function: Function) -> Mapping[str, Any]:
-    """What an earlier call remembered of a device whose netdev is gone now, so that it still matches."""
+    """What an earlier call remembered of a device whose netdev is gone now, so that it still matches. Of this very
+    card: another one in its place is not it."""
     for document in state.stored.values():
         entry = document["devices"].get(function.address)
-        if entry:
+        if entry and entry["identity"].get("ids") == store.ids(function):
             identity: Mapping[str, Any] = entry["identity"]
             return identity
     return {}
@@ -115,13 +120,16 @@ def describe(match: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={'|'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in named.items())
 
 
-def resolve(state: State, wish: Mapping[str, Any], label: str) -> tuple[list[Function], list[Refusal]]:
-    """The devices of one wish, or the reason why it has none. `label` says where the wish stands: 'sriov[0]'."""
+def resolve(
+    state: State, wish: Mapping[str, Any], label: str, gone: Sequence[Function] = ()
+) -> tuple[list[Function], list[Refusal]]:
+    """The devices of one wish, or the reason why it has none. `label` says where the wish stands: 'sriov[0]'. `gone`
+    are devices that are recorded and no longer there: they can still be given up."""
     match = wish.get("match") or {}
     wrong = check_selector(match)
     if wrong:
         return [], [Refusal(label, f"the match is not usable: {wrong}", "Nothing was changed.")]
-    found = select(state, match)
+    found = select(state, match, gone if wish.get("state") == "absent" else ())
     expect = wish.get("expect")
     if expect is not None and len(found) != expect:
         names = ", ".join(f.address for f in found) or "none"

@@ -97,14 +97,45 @@ def save(files: Files, resource: str, document: Mapping[str, Any]) -> None:
 def identity(state: State, function: Function) -> dict[str, str]:
     """All that identifies a device, for recognising it when it has moved or was exchanged."""
     mac = next((state.netdevs[name].mac for name in function.netdevs if name in state.netdevs), "")
+    if function.physfn:
+        # A VF may have another random one at each birth.
+        mac = ""
     return {
         "address": function.address,
-        "ids": f"{function.vendor}:{function.device} {function.subsystem}",
+        "ids": ids(function),
         "ifname": function.netdevs[0] if function.netdevs else "",
         "mac": mac,
         "serial": function.serial,
         "slot": function.slot,
     }
+
+
+def ids(function: Function) -> str:
+    return f"{function.vendor}:{function.device} {function.subsystem}"
+
+
+def gone(state: State, resource: str) -> list[Function]:
+    """The devices that are recorded and no longer there, as far as the record knows them."""
+    return [
+        _remembered(address, entry)
+        for address, entry in state.stored[resource]["devices"].items()
+        if address not in state.functions
+    ]
+
+
+def _remembered(address: str, entry: Mapping[str, Any]) -> Function:
+    identity = entry["identity"]
+    numbers, _, subsystem = str(identity.get("ids", "")).partition(" ")
+    vendor, _, device = numbers.partition(":")
+    return Function(
+        address=address,
+        vendor=vendor,
+        device=device,
+        subsystem=subsystem,
+        native=entry["origin"].get("driver"),
+        serial=identity.get("serial", ""),
+        slot=identity.get("slot", ""),
+    )
 
 
 def recorded_drivers(stored: Mapping[str, Any]) -> dict[str, str]:

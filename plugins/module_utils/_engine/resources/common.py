@@ -44,9 +44,10 @@ def targets(
     """All devices that the wishes name, and the wishes that cannot be followed."""
     found: dict[str, Target] = {}
     refusals: list[Refusal] = []
+    gone = store.gone(state, resource)
     for number, wish in enumerate(wishes):
         label = f"{resource}[{number}]"
-        functions, wrong = match.resolve(state, wish, label)
+        functions, wrong = match.resolve(state, wish, label, gone)
         refusals += wrong
         for function in functions:
             other = found.get(function.address)
@@ -54,7 +55,7 @@ def targets(
                 refusals.append(_named_twice(function.address, other.label, label))
             found[function.address] = Target(label, wish, function)
     if resource in options.exclusive:
-        refusals += _forgotten(state, resource, found)
+        _add_forgotten(state, resource, found, gone)
     return list(found.values()), refusals
 
 
@@ -63,15 +64,11 @@ def _named_twice(address: str, first: str, second: str) -> Refusal:
     return Refusal(address, reason, "Narrow one of the two selectors, or join the wishes; nothing was changed.")
 
 
-def _forgotten(state: State, resource: str, found: dict[str, Target]) -> list[Refusal]:
+def _add_forgotten(state: State, resource: str, found: dict[str, Target], gone: Sequence[Function]) -> None:
     """Add what the collection owns and the list no longer names, as wishes to give it back."""
-    for address in state.stored[resource]["devices"]:
-        if address in found:
-            continue
-        function = state.functions.get(address)
-        if function:
-            found[address] = Target(f"{resource}_exclusive", {"state": "absent"}, function)
-    return []
+    owned = [state.functions[a] for a in state.stored[resource]["devices"] if a in state.functions]
+    for function in [*owned, *gone]:
+        found.setdefault(function.address, Target(f"{resource}_exclusive", {"state": "absent"}, function))
 
 
 def stored_entry(state: State, resource: str, address: str) -> Mapping[str, Any] | None:
@@ -86,7 +83,7 @@ def declare(
     stays as well while it names the same card: a netdev that is gone for now does not make it another one."""
     old = stored_entry(state, resource, function.address)
     identity: Mapping[str, Any] = store.identity(state, function)
-    if old:
+    if old and old["identity"].get("ids") == identity["ids"]:
         origin = old["origin"]
         identity = {key: identity[key] or old["identity"].get(key, "") for key in identity}
     entry = {"identity": identity, "wish": dict(wish), "origin": dict(origin)}

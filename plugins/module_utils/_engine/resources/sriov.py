@@ -336,6 +336,8 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
     result = Plan()
     entry = common.stored_entry(state, NAME, target.function.address)
     sriov = target.function.sriov
+    if entry is not None and target.function.address not in state.functions:
+        result.actions = common.forget(state, NAME, target.function)
     if entry is None or sriov is None:
         return result
     origin = entry["origin"]

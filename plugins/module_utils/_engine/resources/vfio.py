@@ -77,7 +77,8 @@ def _take(state: State, target: Target, going: set[str], options: Options) -> Pl
     if certainty is None:
         result.refusals.append(common.no_group(function.address, state))
         return result
-    origin = {"driver": function.native, "override": function.override}
+    # `bound` is not always the native driver: vfio-pci.ids= on the command line gives vfio-pci without an override.
+    origin = {"driver": function.native, "override": function.override, "bound": function.driver}
     result.actions += common.declare(state, NAME, function, {"driver": driver}, origin)
     if function.driver == driver:
         return result
@@ -115,7 +116,7 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
     entry = common.stored_entry(state, NAME, function.address)
     if entry is None:
         return result
-    if function.override != entry["origin"].get("override") or (function.driver or "").startswith("vfio"):
+    if function.address in state.functions and not _as_before(function, entry["origin"]):
         if common.refuse_all(result, guards.before_unbind(state, function, options.allow)):
             return result
         result.actions.append(_release(function, entry["origin"]))
@@ -123,12 +124,19 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
     return result
 
 
+def _as_before(function: Function, origin: Mapping[str, Any]) -> bool:
+    if function.override != origin.get("override"):
+        return False
+    return function.driver == origin.get("bound") or not (function.driver or "").startswith("vfio")
+
+
 def _release(function: Function, origin: Mapping[str, Any]) -> Action:
-    native = origin.get("driver") or function.native
+    native = origin.get("override") or origin.get("bound") or origin.get("driver") or function.native
+    override = f"with the override {origin['override']}" if origin.get("override") else "without an override"
     return Action(
         kind="release",
         unit=function.address,
-        text=f"give it back to {native or 'the kernel'}, without an override",
+        text=f"give it back to {native or 'the kernel'}, {override}",
         args={
             "address": function.address,
             "native": native,
