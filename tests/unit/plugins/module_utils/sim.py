@@ -577,7 +577,7 @@ class SimKernel:
         return nodes
 
     def _has_disks(self, address: str) -> bool:
-        return self.functions[address].driver in ("nvme", "virtio-pci", "ahci")
+        return address in self.functions and self.functions[address].driver in ("nvme", "virtio-pci", "ahci")
 
     def _other_nodes(self) -> dict[str, Any]:
         folder = f"/lib/modules/{RELEASE}"
