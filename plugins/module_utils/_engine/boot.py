@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from . import store
 from .errors import EngineError
 from .host import Files, Host
 from .model import HOST, Action, State
@@ -188,7 +189,7 @@ def remove(host: Host, args: Mapping[str, Any]) -> None:
     for path in (WANTED, *wanted_files(host.python, ()), CURRENT):
         host.files.remove(path)
     _remove_engines(host, keep="")
-    for path in (f"{HOME}/engine", HOME):
+    for path in (f"{HOME}/engine", HOME, store.FOLDER):
         if not host.files.names(path):
             host.files.remove(path)
     _reload(host)

@@ -1,0 +1,112 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A lab host with a real kernel, driven from outside: by Ansible as a user would, and by plain shell to see for oneself.
+
+IOVIRT_LAB_KEEP=1 leaves the host running afterwards; the next run takes it as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "tests"
+
+#: All that a refused wish must leave as it was: drivers, counts, overrides, links, and the files of ours.
+SNAPSHOT = r"""
+cd /sys/bus/pci/devices
+for d in *; do
+  echo "$d driver=$(readlink "$d/driver") override=$(cat "$d/driver_override") virtfns=$(ls "$d" | grep -c ^virtfn)"
+  [ -e "$d/sriov_drivers_autoprobe" ] && echo "$d autoprobe=$(cat "$d/sriov_drivers_autoprobe")"
+done
+ip -o link show | sed 's/ state .*//'
+find /etc /boot /var/lib/iovirt /usr/local -xdev -type f ! -name '*.pyc' ! -path '/etc/machine-id' -exec sha256sum {} +
+lsmod | awk '{print $1}' | sort
+"""
+
+
+class Lab:
+    """One lab host."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.inventory = folder / "hosts.yml"
+
+    def lab(self, *words: str, limit: float = 600) -> str:
+        done = subprocess.run(
+            [str(ROOT / "lab" / "lab"), *words], capture_output=True, text=True, timeout=limit, check=False
+        )
+        if done.returncode:
+            raise AssertionError(f"lab {' '.join(words[:2])} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def start(self) -> None:
+        self.lab("up", NAME, "--wait", limit=1200)
+        self.inventory.write_text(self.lab("inventory", NAME))
+
+    def shell(self, script: str, limit: float = 120) -> str:
+        """What the host itself says. Fails when the last command of the script does."""
+        return self.lab("ssh", NAME, "--", script, limit=limit).strip()
+
+    def module(self, name: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
+        """One module, run by Ansible; its result, whether it succeeded or not."""
+        tree = self.folder / "tree"
+        command = [str(ROOT / "tools" / "in"), "ansible", NAME, "-i", str(self.inventory), "--tree", str(tree)]
+        command += ["-m", f"iovirt.host.{name}", "-a", json.dumps(arguments)] + (["--check"] if check else [])
+        (tree / NAME).unlink(missing_ok=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=self.folder)
+        assert (tree / NAME).exists(), done.stdout + done.stderr
+        result: dict[str, Any] = json.loads((tree / NAME).read_text())
+        assert "Traceback" not in json.dumps(result), result
+        return result
+
+    def playbook(self, path: str, variables: dict[str, Any], *words: str) -> str:
+        given = self.folder / "vars.json"
+        given.write_text(json.dumps(variables))
+        command = [str(ROOT / "tools" / "in"), "ansible-playbook", path, "-i", str(self.inventory), "-e", f"@{given}", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=self.folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def snapshot(self) -> str:
+        return self.shell(SNAPSHOT)
+
+    def reboot(self) -> None:
+        boot = self.shell("cat /proc/sys/kernel/random/boot_id")
+        self.shell("systemd-run --quiet --on-active=1 systemctl reboot")
+        end = time.monotonic() + 400
+        while time.monotonic() < end:
+            time.sleep(3)
+            try:
+                now = self.shell("cat /proc/sys/kernel/random/boot_id", limit=30)
+            except (AssertionError, subprocess.TimeoutExpired):
+                continue
+            if now != boot:
+                return
+        raise AssertionError("the lab host did not come back within 400 s after its reboot")
+
+    def drivers(self) -> dict[str, str]:
+        """VF address -> driver, as lspci says."""
+        script = (
+            "for l in /sys/bus/pci/devices/*/physfn; do a=$(basename $(dirname $l)); "
+            'echo "$a $(lspci -ks $a | sed -n \'s/.*in use: //p\')"; done'
+        )
+        pairs = [line.partition(" ") for line in self.shell(script).splitlines()]
+        return {address: driver for address, _blank, driver in pairs}
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    host = Lab(tmp_path_factory.mktemp("lab"))
+    host.start()
+    yield host
+    if not os.environ.get("IOVIRT_LAB_KEEP"):
+        host.lab("down", NAME)
