@@ -15,9 +15,16 @@ from .model import Function, Netdev, Refusal, State
 HARMLESS_DRIVERS = ("pci-stub", "pcieport")
 
 
-def before_unbind(state: State, function: Function, allow: Collection[str]) -> list[Refusal]:
-    """What stands against taking the driver away from a function."""
-    found = list(_lost_network(state, function)) + list(_lost_disks(function)) + list(_users(state, function))
+#: Kinds of netdev whose lower ones stand in for each other. A bridge is none: its other ports are guests.
+REDUNDANT = ("bond", "team")
+
+
+def before_unbind(
+    state: State, function: Function, allow: Collection[str], going: Collection[str] = ()
+) -> list[Refusal]:
+    """What stands against taking the driver away from a function. `going` are the functions that the same call takes
+    from the host as well: no leg of a bond can count on them."""
+    found = list(_lost_network(state, function, going)) + list(_lost_disks(function)) + list(_users(state, function))
     if function.boot_vga and function.class_code.startswith("03"):
         found.append(_refusal(function, "console", "it is the GPU that shows the console (boot_vga)."))
     return [refusal for refusal in found if refusal.danger not in allow]
@@ -26,10 +33,11 @@ def before_unbind(state: State, function: Function, allow: Collection[str]) -> l
 def before_recount(state: State, pf: Function, allow: Collection[str]) -> list[Refusal]:
     """What stands against changing the number of VFs: all present VFs vanish, and the PF's link goes down."""
     found = list(_flapping(state, pf))
-    for address in (pf.sriov.vfs if pf.sriov else {}).values():
+    vfs = list((pf.sriov.vfs if pf.sriov else {}).values())
+    for address in vfs:
         vf = state.functions.get(address)
         if vf:
-            found += list(_lost_network(state, vf)) + list(_lost_disks(vf)) + list(_users(state, vf))
+            found += list(_lost_network(state, vf, vfs)) + list(_lost_disks(vf)) + list(_users(state, vf))
     return [refusal for refusal in found if refusal.danger not in allow]
 
 
@@ -62,8 +70,9 @@ def _netdevs(state: State, function: Function) -> list[Netdev]:
     return [state.netdevs[name] for name in function.netdevs if name in state.netdevs]
 
 
-def _reach(state: State, netdev: Netdev) -> Iterator[tuple[Netdev, bool]]:
-    """The netdev and all above it (bond, bridge, VLAN, macvlan), each with: is this one of several ways down?"""
+def _reach(state: State, netdev: Netdev, leaving: Collection[str] = ()) -> Iterator[tuple[Netdev, bool]]:
+    """The netdev and all above it (bond, bridge, VLAN, macvlan), each with: is this one of several ways down, of which
+    another one stays?"""
     todo = [(netdev, False)]
     seen = set()
     while todo:
@@ -75,8 +84,19 @@ def _reach(state: State, netdev: Netdev) -> Iterator[tuple[Netdev, bool]]:
         for name in current.uppers:
             upper = state.netdevs.get(name)
             if upper:
-                others = [state.netdevs[n] for n in upper.lowers if n != current.name and n in state.netdevs]
-                todo.append((upper, shared or any(other.carrier for other in others)))
+                others = [state.netdevs[n] for n in upper.lowers if n in state.netdevs and n not in leaving]
+                stays = any(other.carrier for other in others if other.name != current.name)
+                todo.append((upper, shared or (upper.kind in REDUNDANT and stays)))
+
+
+def _leaving(state: State, addresses: Collection[str]) -> set[str]:
+    """The netdevs of functions that go, and those above that rest on nothing else."""
+    gone = {name for address in addresses if address in state.functions for name in state.functions[address].netdevs}
+    while True:
+        more = {n.name for n in state.netdevs.values() if n.lowers and gone.issuperset(n.lowers)} - gone
+        if not more:
+            return gone
+        gone |= more
 
 
 def _carries(state: State, netdev: Netdev) -> str | None:
@@ -90,9 +110,10 @@ def _carries(state: State, netdev: Netdev) -> str | None:
     return None
 
 
-def _lost_network(state: State, function: Function) -> Iterator[Refusal]:
+def _lost_network(state: State, function: Function, going: Collection[str]) -> Iterator[Refusal]:
+    leaving = _leaving(state, {function.address, *going})
     for netdev in _netdevs(state, function):
-        for reached, shared in _reach(state, netdev):
+        for reached, shared in _reach(state, netdev, leaving):
             what = _carries(state, reached)
             if not what:
                 continue

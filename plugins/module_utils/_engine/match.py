@@ -45,6 +45,9 @@ def check_selector(match: Mapping[str, Any]) -> str | None:
     unknown = sorted(set(named) - set(KEYS))
     if unknown:
         return f"unknown key {', '.join(unknown)}; a selector knows {', '.join(KEYS)} and vf."
+    empty = [key for key, values in named.items() if any(not str(value).strip() for value in values)]
+    if empty:
+        return f"{', '.join(empty)} holds an empty value; it would mean every device that has none."
     for key in ("vendor", "device"):
         for value in named.get(key, []):
             if not _HEX4.fullmatch(value.lower()):

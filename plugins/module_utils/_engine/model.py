@@ -34,6 +34,8 @@ class Netdev:
     default_route: bool = False
     uppers: tuple[str, ...] = ()
     lowers: tuple[str, ...] = ()
+    #: What it is by rtnetlink: 'bond', 'bridge', 'vlan', ...; nothing for a port.
+    kind: str = ""
 
 
 @dataclass(frozen=True)

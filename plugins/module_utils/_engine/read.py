@@ -196,6 +196,10 @@ def _used_block_devices(files: Files) -> dict[str, str]:
         path = f"/sys/class/block/{line.split()[0].rpartition('/')[2]}"
         if files.exists(path):
             used.setdefault(files.resolve(path), "swap")
+    for uuid in files.names("/sys/fs/btrfs"):
+        # There while it is mounted; mountinfo names one of its devices only.
+        for name in files.names(f"/sys/fs/btrfs/{uuid}/devices"):
+            used.setdefault(files.resolve(f"/sys/class/block/{name}"), f"part of the mounted btrfs {uuid}")
     for name in files.names("/sys/class/block"):
         holders = files.names(f"/sys/class/block/{name}/holders")
         if holders:
@@ -258,6 +262,7 @@ def _read_netdev(files: Files, link: Mapping[str, Any], routed: set[str]) -> Net
         default_route=name in routed,
         uppers=tuple(entry[6:] for entry in here if entry.startswith("upper_")),
         lowers=tuple(entry[6:] for entry in here if entry.startswith("lower_")),
+        kind=(link.get("linkinfo") or {}).get("info_kind", ""),
     )
 
 

@@ -82,7 +82,7 @@ def _take(state: State, target: Target, going: set[str], options: Options) -> Pl
     result.actions += common.declare(state, NAME, function, {"driver": driver}, origin)
     if function.driver == driver:
         return result
-    refusals = guards.before_unbind(state, function, options.allow)
+    refusals = guards.before_unbind(state, function, options.allow, going)
     refusals += guards.before_assignment(state, function, going, options.allow)
     if common.refuse_all(result, refusals):
         return result
