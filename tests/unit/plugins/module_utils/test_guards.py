@@ -1,0 +1,264 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Each danger, refused and allowed."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    DISK,
+    EDU,
+    MANAGEMENT,
+    NVME,
+    PF1,
+    PF2,
+    at,
+    call,
+    lab,
+    mount,
+    refused,
+)
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Block, Net, Pci
+
+PORT1, PORT2 = "enp129s0", "enp130s0"
+
+
+def stands(sim, address, danger, *words, others=()):
+    """Refused by this danger's name; done where that one is allowed, and by no other name."""
+    text = refused(sim, address, f"allow: [{danger}]", *words, vfio=[at(address)])
+    every = {"management", "link_flap", "in_use", "boot_disk", "console", "group", "foreign", "sealed_disk"}
+    refused(sim, f"allow: [{danger}]", vfio=[at(address)], allow=tuple(every - {danger}))
+    assert call(sim, vfio=[at(address)], allow=(danger, *others))["failures"] == {}
+    assert sim.functions[address].driver == "vfio-pci"
+    return text
+
+
+# --- Network ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_address():
+    sim = lab()
+    sim.nets[PORT1] = Net(addresses=["192.0.2.1"])
+    stands(sim, PF1, "management", PORT1, "the address 192.0.2.1")
+
+
+def test_an_ipv6_address():
+    sim = lab()
+    sim.nets[PORT1] = Net(addresses=["2001:db8::1"])
+    stands(sim, PF1, "management", "2001:db8::1")
+
+
+def test_a_link_local_address_is_nobodys_way_in():
+    sim = lab()
+    sim.nets[PORT1] = Net(addresses=["fe80::2"])
+    assert call(sim, vfio=[at(PF1)])["changed"]
+
+
+def test_a_default_route():
+    sim = lab()
+    sim.nets[PORT1] = Net(default_route=True)
+    stands(sim, PF1, "management", "the default route")
+
+
+def test_an_ipv6_default_route():
+    sim = lab()
+    sim.nets[PORT1] = Net()
+    zero = "0" * 32
+    sim.files["/proc/net/ipv6_route"] = f"{zero} 00 {zero} 00 fe80{'0' * 27}1 00000400 1 0 00000003 {PORT1:>8}\n"
+    stands(sim, PF1, "management", "the default route")
+
+
+def test_the_path_to_the_controller_through_a_vlan_on_a_bridge():
+    sim = lab()
+    sim.nets.pop("ens3")
+    sim.nets["br0"] = Net(kind="bridge", lowers=[PORT1])
+    sim.nets["br0.5"] = Net(kind="vlan", lowers=["br0"], addresses=["10.0.2.15"])
+    stands(sim, PF1, "management", PORT1, "the path to the controller", "br0.5")
+
+
+def test_a_guests_tap_is_no_second_way_out_of_a_bridge():
+    """The bridge of a hypervisor has one uplink and many taps with a carrier."""
+    sim = lab()
+    sim.nets["vnet0"] = Net(kind="tun")
+    sim.nets["br0"] = Net(kind="bridge", lowers=[PORT1, "vnet0"], addresses=["192.0.2.1"])
+    stands(sim, PF1, "management", "br0")
+
+
+def test_one_leg_of_a_bond():
+    sim = lab()
+    sim.nets["bond0"] = Net(kind="bond", lowers=[PORT1, PORT2], addresses=["192.0.2.1"])
+    sim.nets[PORT1] = sim.nets[PORT2] = Net()
+    stands(sim, PF1, "link_flap", "one leg of bond0", "192.0.2.1")
+
+
+def test_the_last_living_leg_of_a_bond():
+    sim = lab()
+    sim.nets["bond0"] = Net(kind="bond", lowers=[PORT1, PORT2], addresses=["192.0.2.1"])
+    sim.nets[PORT1], sim.nets[PORT2] = Net(), Net(carrier=False)
+    stands(sim, PF1, "management", "bond0", "192.0.2.1")
+
+
+def test_both_legs_of_a_bond_in_one_call():
+    sim = lab()
+    sim.nets["bond0"] = Net(kind="bond", lowers=[PORT1, PORT2], addresses=["192.0.2.1"])
+    sim.nets[PORT1] = sim.nets[PORT2] = Net()
+    both = [{"match": {"driver": ["igb"]}}]
+    refused(sim, "allow: [management]", vfio=both)
+    refused(sim, "allow: [management]", vfio=both, allow=("link_flap",))
+
+
+def test_a_port_that_is_down_may_go():
+    sim = lab()
+    sim.nets[PORT1] = Net(up=False)
+    assert call(sim, vfio=[at(PF1)])["changed"]
+
+
+def test_a_bridge_port_that_carries_guests_flaps_only_where_allowed():
+    sim = lab()
+    sim.nets[PORT1] = Net()
+    sim.nets["br0"] = Net(kind="bridge", lowers=[PORT1])
+    refused(sim, PORT1, "a leg of br0", "allow: [link_flap]", sriov=[at(PF1, vf_count=1)])
+    assert call(sim, sriov=[at(PF1, vf_count=1)], allow=("link_flap",))["changed"]
+
+
+def test_vfs_that_the_host_uses_itself():
+    sim = lab(igbvf_loaded=True)
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    sim.nets["enp129s0v1"] = Net(addresses=["192.0.2.9"])
+    vf = sim.functions[PF1].vfs[1]
+    for wish in (at(PF1, vf_count=3), at(PF1, state="absent"), at(PF1, vfs=[{"range": "1", "driver": "vfio-pci"}])):
+        refused(sim, vf, "192.0.2.9", "allow: [management]", sriov=[wish])
+    assert call(sim, sriov=[at(PF1, vfs=[{"range": "0", "driver": "vfio-pci"}])])["changed"]
+
+
+def test_a_usb_network_card_below_a_usb_controller():
+    sim = lab()
+    sim.add_driver("xhci_hcd", "0c0330", builtin=True, net=True)
+    sim.add(Pci("0000:00:14.0", "8086:a36d", "0c0330", below="usb1/1-1/1-1:1.0", ifname="enx0", mac="02:00:00:00:00:07"))
+    sim.nets["enx0"] = Net(addresses=["192.0.2.4"])
+    sim.reboot()
+    stands(sim, "0000:00:14.0", "management", "enx0", "192.0.2.4")
+
+
+def test_without_an_answer_of_ip_nothing_is_done():
+    sim = lab()
+    run = sim.run
+    sim.run = lambda argv: (127, "", "ip: not found") if argv[0] == "ip" else run(argv)
+    refused(sim, "ip -j -d addr show", "iproute2", vfio=[at(EDU)])
+    sim.run = lambda argv: (0, "garbage", "") if argv[0] == "ip" else run(argv)
+    refused(sim, "not JSON", vfio=[at(EDU)])
+
+
+# --- Disks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_mount():
+    sim = lab()
+    sim.files["/proc/self/mountinfo"] += mount("259:1", "/srv", "/dev/nvme0n1p1")
+    stands(sim, NVME, "boot_disk", "mounted on /srv")
+
+
+def test_a_mount_with_an_anonymous_number():
+    sim = lab()
+    sim.files["/proc/self/mountinfo"] += mount("0:42", "/srv", "/dev/nvme0n1p1", "btrfs")
+    stands(sim, NVME, "boot_disk", "mounted on /srv")
+
+
+def test_the_other_disk_of_a_mounted_btrfs():
+    """mountinfo names one device of a file system that spans several."""
+    sim = lab()
+    sim.files["/proc/self/mountinfo"] += mount("0:42", "/srv", "/dev/vda", "btrfs")
+    nvme = next(block for block in sim.blocks if block.name == "nvme0n1")
+    sim.links["/sys/fs/btrfs/1d9f/devices/nvme0n1"] = nvme.path
+    stands(sim, NVME, "boot_disk", "btrfs")
+
+
+def test_swap():
+    sim = lab()
+    sim.files["/proc/swaps"] += "/dev/nvme0n1p1 partition 1 0 -2\n"
+    stands(sim, NVME, "boot_disk", "swap")
+
+
+def test_a_volume_over_lvm_over_raid_over_a_partition():
+    sim = lab()
+    virtual = "/sys/devices/virtual/block"
+    sim.blocks += [
+        Block("md0", "9:0", f"{virtual}/md0", slaves=["nvme0n1p1", "vda1"]),
+        Block("dm-0", "253:0", f"{virtual}/dm-0", slaves=["md0"]),
+        Block("dm-1", "253:1", f"{virtual}/dm-1", slaves=["dm-0"]),
+    ]
+    sim._tree = None
+    sim.files["/proc/self/mountinfo"] += mount("253:1", "/guests", "/dev/mapper/vg-guests")
+    refused(sim, NVME, "mounted on /guests", "part of md0", "allow: [boot_disk]", vfio=[at(NVME)])
+    sim.files["/proc/self/mountinfo"] = ""
+    stands(sim, NVME, "boot_disk", "part of md0")
+
+
+def test_a_namespace_with_native_multipath():
+    """It hangs below a virtual subsystem; its controllers are links there (drivers/nvme/host/multipath.c)."""
+    sim = lab()
+    sim.blocks = [b for b in sim.blocks if not b.name.startswith("nvme")]
+    path = "/sys/devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1"
+    sim.blocks.append(Block("nvme0n1", "259:0", path))
+    sim.multipath["nvme-subsys0"] = [NVME]
+    sim._tree = None
+    sim.files["/proc/self/mountinfo"] += mount("259:0", "/srv", "/dev/nvme0n1")
+    stands(sim, NVME, "boot_disk", "mounted on /srv")
+
+
+def test_an_unused_disk_may_go():
+    assert call(lab(), vfio=[at(NVME)])["changed"]
+
+
+def test_the_disk_of_the_lab():
+    stands(lab(), DISK, "boot_disk", "mounted on /")
+    stands(lab(), MANAGEMENT, "management", "ens3")
+
+
+# --- Console, group, users -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boot_vga", [True, False])
+def test_the_gpu_that_shows_the_console(boot_vga):
+    sim = lab()
+    sim.add_driver("amdgpu", "1002:73bf")
+    sim.add(Pci("0000:0a:00.0", "1002:73bf", "030000", boot_vga=boot_vga))
+    sim.reboot()
+    if boot_vga:
+        stands(sim, "0000:0a:00.0", "console", "boot_vga")
+    else:
+        assert call(sim, vfio=[at("0000:0a:00.0")])["changed"]
+
+
+def test_a_group_that_the_host_uses_too():
+    sim = lab()
+    sim.shared_groups = {EDU: "a", PF2: "a", "0000:80:01.0": "a"}
+    sim.reboot()
+    stands(sim, EDU, "group", PF2, "driver igb")
+
+
+def test_bridges_and_idle_functions_do_no_harm_in_a_group():
+    sim = lab()
+    sim.shared_groups = {EDU: "a", PF2: "a", "0000:80:01.0": "a"}
+    sim.reboot()
+    sim.write(f"{DEVICES}/{PF2}/driver/unbind", PF2)
+    assert call(sim, vfio=[at(EDU)])["changed"]
+
+
+def test_a_guest():
+    sim = lab()
+    call(sim, vfio=[at(NVME)])
+    sim.pids[99] = ("qemu-kvm", ["socket:[1]", f"/dev/vfio/{sim.functions[NVME].group}", "/dev/vfio/vfio"])
+    sim._tree = None
+    refused(sim, NVME, "process 99 (qemu-kvm)", "allow: [in_use]", vfio=[at(NVME, state="absent")])
+    assert call(sim, vfio=[at(NVME, state="absent")], allow=("in_use",))["changed"]
+
+
+def test_files_of_the_same_name_elsewhere_are_no_guests():
+    sim = lab()
+    call(sim, vfio=[at(NVME)])
+    sim.pids[99] = ("tail", [f"/srv/{sim.functions[NVME].group}"])
+    sim._tree = None
+    assert call(sim, vfio=[at(NVME, state="absent")])["changed"]
