@@ -68,11 +68,20 @@ def options(params: Mapping[str, Any], exclusive: list[str]) -> Options:
 def _host(module: AnsibleModule) -> Host:
     return Host(
         files=FileSystem("/"),
-        run=lambda argv: module.run_command(argv, environ_update={"LC_ALL": "C"}),
+        run=lambda argv: _run_command(module, argv),
         environment=os.environ,
         sources=_sources,
         python=sys.executable,
     )
+
+
+def _run_command(module: AnsibleModule, argv: list[str]) -> tuple[int, str, str]:
+    """A command that is not there is an answer like any other: the engine has the sentence for it."""
+    try:
+        code, out, err = module.run_command(argv, environ_update={"LC_ALL": "C"}, handle_exceptions=False)
+    except OSError as error:
+        return 127, "", f"{argv[0]}: {error.strerror}"
+    return code, out, err
 
 
 def _sources() -> dict[str, str]:
