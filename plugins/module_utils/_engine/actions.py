@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 def _set_vf_count(host: Host, args: Args) -> None:
-    _recount(host, args["pf"], args["to"], args["reserved"])
+    _recount(host, args["pf"], args["to"], args["reserved"], args["autoprobe"])
 
 
 def _undo_vf_count(host: Host, args: Args) -> None:
@@ -43,18 +43,24 @@ def _undo_vf_count(host: Host, args: Args) -> None:
     if _count(host, args["pf"]) == args["from"] and all(
         _driver(host, _vf_address(host, args["pf"], int(index))) == driver for index, driver in args["drivers"].items()
     ):
+        if args["autoprobe"] and host.files.attr(_autoprobe(args["pf"])) == "0":
+            host.files.write(_autoprobe(args["pf"]), "1")
         return
-    _recount(host, args["pf"], args["from"], args["previous"])
+    _recount(host, args["pf"], args["from"], args["previous"], args["autoprobe"])
     for index, driver in args["previous"].items():
         _bind(host, {"pf": args["pf"], "index": int(index), "driver": driver})
 
 
-def _recount(host: Host, pf: str, count: int, reserved: Mapping[str, str]) -> None:
-    """Zero first, then the count, with probing held back until every VF carries its override."""
-    path = f"{DEVICES}/{pf}"
-    probing = host.files.attr(f"{path}/sriov_drivers_autoprobe")
-    if probing == "1":
-        host.files.write(f"{path}/sriov_drivers_autoprobe", "0")
+def _autoprobe(pf: str) -> str:
+    return f"{DEVICES}/{pf}/sriov_drivers_autoprobe"
+
+
+def _recount(host: Host, pf: str, count: int, reserved: Mapping[str, str], probing: bool) -> None:
+    """Zero first, then the count, with probing held back until every VF carries its override. `probing` is what it was
+    when the plan was made: a step that failed may have left it off."""
+    holding = probing and host.files.exists(_autoprobe(pf))
+    if holding:
+        host.files.write(_autoprobe(pf), "0")
     try:
         if _count(host, pf):
             _write_count(host, pf, 0)
@@ -63,9 +69,9 @@ def _recount(host: Host, pf: str, count: int, reserved: Mapping[str, str]) -> No
         for index, driver in reserved.items():
             host.files.write(f"{DEVICES}/{_vf_address(host, pf, int(index))}/driver_override", driver)
     finally:
-        if probing == "1":
-            host.files.write(f"{path}/sriov_drivers_autoprobe", "1")
-    if probing != "0":
+        if holding:
+            host.files.write(_autoprobe(pf), "1")
+    if probing:
         _probe_others(host, pf, count, reserved)
 
 

@@ -219,6 +219,7 @@ def _recount(state: State, pf: Function, sriov: Sriov, count: int, wished: Mappi
             "from": now,
             "to": count,
             "reserved": reserved,
+            "autoprobe": sriov.autoprobe,
             "previous": _overrides(state, sriov),
             "drivers": {str(i): vf.driver for i, address in sriov.vfs.items() if (vf := state.functions.get(address))},
         },
