@@ -28,7 +28,7 @@ SETS: Mapping[str, tuple[frozenset[str], ...]] = {
 #: Keys that are meant to be repeated: each occurrence counts by itself.
 REPEATED = frozenset({"console", "earlycon", "hugepages", "hugepagesz", "module_blacklist"})
 
-_PARAMETER = re.compile(r"[A-Za-z0-9_.:-]+(=[^\s\"'`$\\]*)?")
+_PARAMETER = re.compile(r"[A-Za-z0-9_.:-]+(=[^\s\"'`$\\;{}|&<>]*)?")
 
 
 def split(line: str) -> list[str]:
@@ -89,13 +89,39 @@ def effective_members(key: str, values: Iterable[str | None]) -> list[str]:
     return members
 
 
-def merged(words: Sequence[str], wish: str) -> str:
-    """The wish as it has to be written, so that members of the same key that it does not speak of stay."""
+def merged(words: Sequence[str], wish: str, absent: Sequence[str] = ()) -> str:
+    """The wish as it has to be written, so that members of the same key that it does not speak of stay, but for those
+    that are wished away."""
     key, value = key_of(wish), value_of(wish)
     if key not in SETS or value is None:
         return wish
     present = [value_of(word) for word in words if key_of(word) == key]
-    return f"{wish.partition('=')[0]}={','.join(effective_members(key, [*present, value]))}"
+    members = without(key, effective_members(key, [*present, value]), absent)
+    return f"{wish.partition('=')[0]}={','.join(members)}"
+
+
+def without(key: str, members: Iterable[str], absent: Sequence[str]) -> list[str]:
+    """The members of a key that are not wished away."""
+    unwished = {m for pattern in absent if key_of(pattern) == key for m in (value_of(pattern) or "").split(",")}
+    return [member for member in members if member not in unwished]
+
+
+def remaining(words: Sequence[str], pattern: str, absent: Sequence[str]) -> str | None:
+    """For a member wished away that shares its key with others: the word that is left to be written."""
+    key = key_of(pattern)
+    if key not in SETS or "=" not in pattern:
+        return None
+    members = without(key, effective_members(key, [value_of(word) for word in words if key_of(word) == key]), absent)
+    return f"{pattern.partition('=')[0]}={','.join(members)}" if members else None
+
+
+def says(words: Sequence[str], pattern: str) -> bool:
+    """Does a command line hold what is wished away? Of a key that is a set, its members in force count."""
+    key, value = key_of(pattern), value_of(pattern)
+    if key in SETS and value is not None:
+        in_force = effective_members(key, [value_of(word) for word in words if key_of(word) == key])
+        return any(member in in_force for member in value.split(","))
+    return any(matches(word, pattern) for word in words)
 
 
 def matches(word: str, pattern: str) -> bool:

@@ -11,6 +11,7 @@ place of grub.cfg.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ TOOLS = ("/usr/sbin/grub-mkconfig", "/usr/bin/grub-mkconfig", "/sbin/grub-mkconf
 
 _TITLE = re.compile(r"""\s*menuentry\s+(?:'([^']*)'|"([^"]*)")""")
 _LINUX = re.compile(r"\s*linux(?:efi|16)?\s+(\S+)\s*(.*)")
+_SECTION = re.compile(r"### (BEGIN|END) \S*/([^/\s]+) ###")
+_GENERATOR = re.compile(r"\d+_linux\w*")
 _RECORD = re.compile(r"^(iovirt_set|iovirt_drop)='([^']*)'$", re.MULTILINE)
 
 
@@ -37,6 +40,8 @@ class Entry:
     title: str
     kernel: str
     words: tuple[str, ...]
+    #: Made from the parameters of /etc/default/grub; not by memtest86+, os-prober or by hand.
+    generated: bool = True
 
     @property
     def rescue(self) -> bool:
@@ -56,7 +61,7 @@ class Grub:
 
     @property
     def normal(self) -> list[Entry]:
-        return [entry for entry in self.entries if not entry.rescue]
+        return [entry for entry in self.entries if entry.generated and not entry.rescue]
 
 
 def read(files: Files) -> Grub:
@@ -84,13 +89,17 @@ def parse(config: str) -> tuple[Entry, ...]:
     """The entries of a grub.cfg that start a kernel."""
     entries = []
     title = ""
+    generated = True
     for line in config.splitlines():
+        match = _SECTION.match(line)
+        if match:
+            generated = match.group(1) == "END" or _GENERATOR.fullmatch(match.group(2)) is not None
         match = _TITLE.match(line)
         if match:
             title = match.group(1) or match.group(2) or ""
         match = _LINUX.match(line)
         if match and title:
-            entries.append(Entry(title, match.group(1), tuple(cmdline.split(match.group(2)))))
+            entries.append(Entry(title, match.group(1), tuple(cmdline.split(match.group(2))), generated))
     return tuple(entries)
 
 
@@ -153,11 +162,14 @@ def make_config(host: Host, args: Mapping[str, Any]) -> None:
     except OSError as error:
         raise EngineError(f"{CONFIG} cannot be written: {explain(error)}. The host boots with what it had.") from None
     finally:
-        host.files.remove(NEW)
+        # What is left beside grub.cfg does no harm. The second is grub-mkconfig's own, when it finds a syntax error.
+        for path in (NEW, f"{NEW}.new"):
+            with contextlib.suppress(OSError):
+                host.files.remove(path)
 
 
 def _check(files: Files, text: str, args: Mapping[str, Any]) -> None:
-    normal = [entry for entry in parse(text) if not entry.rescue]
+    normal = [entry for entry in parse(text) if entry.generated and not entry.rescue]
     if not normal:
         raise EngineError(f"{args['tool']} wrote a configuration without any kernel. {CONFIG} is as it was.")
     for entry in normal:
@@ -177,9 +189,10 @@ def _check(files: Files, text: str, args: Mapping[str, Any]) -> None:
 def unmet(words: Sequence[str], present: Sequence[str], absent: Sequence[str]) -> list[str]:
     """What a command line lacks of the wished parameters or has of the unwished ones."""
     lacking = [wish for wish in present if not cmdline.satisfied(words, wish)]
-    return lacking + [f"not {p}" for p in absent if any(cmdline.matches(w, p) for w in words)]
+    return lacking + [f"not {p}" for p in absent if cmdline.says(words, p)]
 
 
 def undo_config(host: Host, args: Mapping[str, Any]) -> None:
     """grub.cfg was not touched unless its step succeeded, and it is the last step."""
-    host.files.remove(NEW)
+    for path in (NEW, f"{NEW}.new"):
+        host.files.remove(path)

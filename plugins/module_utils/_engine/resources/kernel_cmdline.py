@@ -48,7 +48,7 @@ def check(wish: Wish) -> list[Refusal]:
         if why:
             found.append(_bad(f"the parameter {word!r} {why}."))
     for word in wish.present:
-        if any(cmdline.matches(word, pattern) for pattern in wish.absent):
+        if any(cmdline.says([word], pattern) for pattern in wish.absent):
             found.append(_bad(f"{word} is wished present and absent at once."))
     keys = [cmdline.key_of(w) for w in wish.present if cmdline.key_of(w) not in cmdline.REPEATED]
     for key in sorted({k for k in keys if keys.count(k) > 1}):
@@ -109,10 +109,15 @@ def _drop_in(loader: Grub, wish: Wish) -> tuple[tuple[str, ...], tuple[str, ...]
     ours = [word for word in loader.ours if not _spoken_of(word, spoken)]
     dropped = [word for word in loader.dropped if not _spoken_of(word, spoken)]
     for word in wish.present:
-        ours.append(cmdline.merged(words, word))
+        ours.append(cmdline.merged(words, word, wish.absent))
         if cmdline.key_of(word) not in cmdline.REPEATED:
             dropped.append(word.partition("=")[0])
-    dropped += wish.absent
+    for word in wish.absent:
+        rest = cmdline.remaining(words, word, wish.absent)
+        if rest and cmdline.key_of(word) not in map(cmdline.key_of, ours):
+            ours.append(rest)
+            dropped.append(word.partition("=")[0])
+        dropped.append(word)
     return tuple(ours), tuple(dropped)
 
 
