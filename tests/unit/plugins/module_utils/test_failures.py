@@ -11,7 +11,16 @@ import json
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import boot
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import EDU, NVME, PF1, PF2, at, call, converged, lab
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    EDU,
+    NVME,
+    PF1,
+    PF2,
+    at,
+    call,
+    converged,
+    lab,
+)
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES
 
 VFS = [{"range": "0", "driver": "vfio-pci"}, {"range": "1", "driver": "default"}]
