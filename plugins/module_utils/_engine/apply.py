@@ -29,14 +29,18 @@ class Outcome:
     indeterminate: list[str] = field(default_factory=list)
 
 
-def apply(host: Host, plan: Plan) -> Outcome:
-    """Do what can be done now. A device that fails is put back as it was; the others keep what they have."""
+def apply(host: Host, plan: Plan, deadline: float | None = None) -> Outcome:
+    """Do what can be done now. A device that fails is put back as it was; the others keep what they have. Past the
+    deadline (of host.clock) no further device is begun."""
     outcome = Outcome()
     with _undisturbed():
         for unit, actions in _by_unit(plan.doable).items():
             if unit == HOST and outcome.failures:
                 # What removes the replay comes last, and a device that could not be given back still needs it.
                 break
+            if deadline is not None and host.clock() > deadline:
+                outcome.failures[unit] = _too_late(unit)
+                continue
             _apply_unit(host, unit, actions, outcome)
             if unit == HOST and outcome.failures:
                 break
@@ -95,9 +99,11 @@ def _failed(unit: str, action: Action, error: Exception, count: int, left: list[
         return (
             f"{text} These steps could not be undone: {'; '.join(left)}. Put the device right by hand, then run again."
         )
-    return (
-        f"{text} It and the {count} steps before it on this device were undone." if count else f"{text} It was undone."
-    )
+    return f"{text} It was undone{', and so were the steps before it on this device' if count else ''}."
+
+
+def _too_late(unit: str) -> str:
+    return f"{unit}: it was not begun: the time that a boot may be held up is used. Run 'iovirt apply' on the host."
 
 
 def _stuck(unit: str, action: Action, error: Stuck) -> str:

@@ -48,7 +48,9 @@ Conflicts=shutdown.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=%(python)s -I {CURRENT} replay
+# The replay ends by itself before that (its budget); this is for a kernel that does not answer.
 TimeoutStartSec=180
+TimeoutStopSec=5
 
 [Install]
 WantedBy=multi-user.target
@@ -63,7 +65,8 @@ After={UNIT}
 [Service]
 Type=oneshot
 ExecStart=%(python)s -I {CURRENT} replay --device %%i
-TimeoutStartSec=180
+TimeoutStartSec=300
+TimeoutStopSec=5
 """
 
 _COMMAND = f"""#!/bin/sh
@@ -128,7 +131,9 @@ def plan(state: State, declared: Collection[str], wanted_version: str, python: s
     if not declared:
         return [_removal(now)] if now["version"] else []
     wanted = {path: text for path, (text, _mode) in wanted_files(python, declared).items()}
-    if now["version"] == wanted_version and now["enabled"] and now["files"] == wanted:
+    # The operator's command may be missing, where it could not be written.
+    same = all(now["files"].get(path) in (text, None if path == COMMAND else text) for path, text in wanted.items())
+    if now["version"] == wanted_version and now["enabled"] and same:
         return []
     return [
         Action(
@@ -166,11 +171,20 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     for name, text in engine_files(host.sources()).items():
         host.files.replace(f"{folder}/{name}", text)
     for path, (text, mode) in wanted_files(host.python, args["declared"]).items():
-        host.files.replace(path, text, mode)
+        _write(host.files, path, text, mode)
     host.files.symlink(args["version"], CURRENT)
     host.files.symlink(f"../{UNIT}", WANTED)
     _reload(host)
     _remove_engines(host, keep=args["version"])
+
+
+def _write(files: Files, path: str, text: str, mode: int) -> None:
+    try:
+        files.replace(path, text, mode)
+    except OSError:
+        # The operator's command is a convenience: a read-only /usr must not keep the replay off a host.
+        if path != COMMAND:
+            raise
 
 
 def undo_install(host: Host, args: Mapping[str, Any]) -> None:
@@ -181,7 +195,7 @@ def undo_install(host: Host, args: Mapping[str, Any]) -> None:
     # The engine before this one may be gone; this one reads the same documents, so it stays.
     for path, text in previous["files"].items():
         if text is not None:
-            host.files.replace(path, text, 0o755 if path == COMMAND else 0o644)
+            _write(host.files, path, text, 0o755 if path == COMMAND else 0o644)
     _reload(host)
 
 

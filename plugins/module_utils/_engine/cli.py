@@ -16,7 +16,6 @@ from .errors import EngineError
 from .host import FileSystem, Host, run_command
 from .read import Needs, read_state
 from .resources import sriov, vfio
-from .resources.common import Options
 
 USAGE = """usage: iovirt COMMAND [--json]
 
@@ -68,7 +67,9 @@ def _converge(host: Host, check: bool, as_json: bool) -> int:
         name: [replay.as_wish(name, address, entry["wish"]) for address, entry in document["devices"].items()]
         for name, document in declared.items()
     }
-    result = engine.devices(host, wishes, Options(), engine.Call(check=check, who="iovirt apply", declare=False))
+    result = engine.devices(
+        host, wishes, replay.granted(declared), engine.Call(check=check, who="iovirt apply", declare=False)
+    )
     _show(result, as_json, _lines(result))
     if result["failures"]:
         return 1

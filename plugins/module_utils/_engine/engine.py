@@ -40,6 +40,8 @@ class Call:
     who: str = "iovirt"
     #: Record the wishes and keep the boot replay installed. The replay itself does neither.
     declare: bool = True
+    #: By host.clock: past it no further device is begun.
+    deadline: float | None = None
 
 
 def devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
@@ -65,8 +67,11 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
     _raise_refusals(plan.refusals)
     outcome = Outcome()
     if not call.check and plan.doable:
-        outcome = apply(host, plan)
-        state = read.read_state(host, Needs())
+        outcome = apply(host, plan, call.deadline)
+        if not outcome.indeterminate:
+            # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
+            # from before.
+            state = read.read_state(host, Needs())
     return report.result(plan, outcome, {name: RESOURCES[name].info(state) for name in wishes})
 
 
@@ -143,8 +148,13 @@ def _raise_refusals(refusals: Sequence[Refusal]) -> None:
 def host_iommu(host: Host, state: str, mode: str | None, prove: bool, call: Call) -> dict[str, Any]:
     """Make the IOMMU as wished by the next boot; with `prove`, fail where it should be so by now."""
     with _turn(host, call):
-        parameters = kernel_cmdline.read(host.files)
         now = read.read_iommu(host.files)
+        try:
+            parameters = kernel_cmdline.read(host.files)
+        except EngineError as error:
+            if not iommu.in_force(now, state, mode):
+                raise
+            return report.result(iommu.unknown_loader(state, error), Outcome(), {"iommu": iommu.info(now)})
         plan = iommu.plan(now, parameters, state, mode)
         _raise_refusals(plan.refusals)
         failed = iommu.proof(now, parameters, state, mode) if prove and state != "absent" else None

@@ -19,18 +19,16 @@ HARMLESS_DRIVERS = ("pci-stub", "pcieport")
 REDUNDANT = ("bond", "team")
 
 
-def before_unbind(
-    state: State, function: Function, allow: Collection[str], going: Collection[str] = ()
-) -> list[Refusal]:
+def before_unbind(state: State, function: Function, going: Collection[str] = ()) -> list[Refusal]:
     """What stands against taking the driver away from a function. `going` are the functions that the same call takes
     from the host as well: no leg of a bond can count on them."""
     found = list(_lost_network(state, function, going)) + list(_lost_disks(function)) + list(_users(state, function))
     if function.boot_vga and function.class_code.startswith("03"):
         found.append(_refusal(function, "console", "it is the GPU that shows the console (boot_vga)."))
-    return [refusal for refusal in found if refusal.danger not in allow]
+    return found
 
 
-def before_recount(state: State, pf: Function, allow: Collection[str]) -> list[Refusal]:
+def before_recount(state: State, pf: Function) -> list[Refusal]:
     """What stands against changing the number of VFs: all present VFs vanish, and the PF's link goes down."""
     found = list(_flapping(state, pf))
     vfs = list((pf.sriov.vfs if pf.sriov else {}).values())
@@ -38,12 +36,10 @@ def before_recount(state: State, pf: Function, allow: Collection[str]) -> list[R
         vf = state.functions.get(address)
         if vf:
             found += list(_lost_network(state, vf, vfs)) + list(_lost_disks(vf)) + list(_users(state, vf))
-    return [refusal for refusal in found if refusal.danger not in allow]
+    return found
 
 
-def before_assignment(
-    state: State, function: Function, going: Collection[str], allow: Collection[str]
-) -> list[Refusal]:
+def before_assignment(state: State, function: Function, going: Collection[str]) -> list[Refusal]:
     """What stands against giving a function to a guest: siblings in its IOMMU group that the host goes on using.
     `going` are the functions that the same call takes from the host as well."""
     group = state.iommu.groups.get(function.group or "")
@@ -56,8 +52,7 @@ def before_assignment(
                 f"its IOMMU group {function.group} also holds {address}, which the host uses (driver {sibling.driver}): "
                 "no guest can take one without the other."
             )
-            if "group" not in allow:
-                return [_refusal(function, "group", reason)]
+            return [_refusal(function, "group", reason)]
     return []
 
 

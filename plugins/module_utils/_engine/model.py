@@ -174,6 +174,8 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     reboot_reasons: list[str] = field(default_factory=list)
     predicted: dict[str, Any] = field(default_factory=dict)
+    #: Dangers that stood against a step and were allowed by name.
+    waived: set[str] = field(default_factory=set)
     #: Facts of the devices that were named, as they will be, keyed by address.
     devices: dict[str, Any] = field(default_factory=dict)
 
@@ -195,4 +197,5 @@ class Plan:
         self.warnings += other.warnings
         self.reboot_reasons += [reason for reason in other.reboot_reasons if reason not in self.reboot_reasons]
         self.predicted.update(other.predicted)
+        self.waived |= other.waived
         self.devices.update(other.devices)

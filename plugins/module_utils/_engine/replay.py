@@ -19,6 +19,8 @@ from .resources.common import Options
 
 #: Seconds for all devices together to show up with their drivers. Past it the host goes on without the missing ones.
 BUDGET = 45.0
+#: Seconds after which no further device is begun, so that the host is never held off its network for longer.
+TOTAL = 120.0
 
 #: What the last replay did, for the next run's report. In /run: it is about this boot.
 RESULT = "/run/iovirt-replay.json"
@@ -26,6 +28,7 @@ RESULT = "/run/iovirt-replay.json"
 
 def run(host: Host, only: str | None) -> dict[str, Any]:
     """Replay all declared devices, or one. Never raises for a single device: the others come back all the same."""
+    deadline = host.clock() + TOTAL
     declared = store.load_all(host.files)
     entries = [(name, address, entry) for name in declared for address, entry in declared[name]["devices"].items()]
     entries = [item for item in entries if only in (None, item[1])]
@@ -39,32 +42,38 @@ def run(host: Host, only: str | None) -> dict[str, Any]:
             missing.append(wrong)
         else:
             wishes.setdefault(name, []).append(as_wish(name, address, entry["wish"]))
-    call = engine.Call(who="boot replay", declare=False)
-    result = _converge(host, wishes, call)
+    call = engine.Call(who="boot replay", declare=False, deadline=deadline)
+    result = _converge(host, wishes, granted(declared), call)
     result["failures"].update({text.partition(": ")[0]: text for text in missing})
     if only is None:
         host.files.replace(RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n", mode=0o600)
     return result
 
 
-def _converge(host: Host, wishes: engine.Wishes, call: engine.Call) -> dict[str, Any]:
+def _converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.Call) -> dict[str, Any]:
     """All at once where that works; where something is refused, device by device, so that one bad device does not keep
     the others from coming back."""
     try:
-        return engine.devices(host, wishes, Options(), call)
+        return engine.devices(host, wishes, options, call)
     except EngineError:
         pass
     result: dict[str, Any] = {"changed": False, "actions": [], "failures": {}}
     for name, list_ in wishes.items():
         for wish in list_:
             try:
-                part = engine.devices(host, {name: [wish]}, Options(), call)
+                part = engine.devices(host, {name: [wish]}, options, call)
                 result["changed"] |= part["changed"]
                 result["actions"] += part["actions"]
                 result["failures"].update(part["failures"])
             except EngineError as error:
                 result["failures"][wish["match"]["address"][0]] = str(error)
     return result
+
+
+def granted(declared: Mapping[str, Any]) -> Options:
+    """The replay may do what the run that declared a device was allowed by name, and no more."""
+    entries = [item for document in declared.values() for item in document["devices"].items()]
+    return Options(granted={address: entry.get("allow", ()) for address, entry in entries})
 
 
 def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:

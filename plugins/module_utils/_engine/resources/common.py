@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,12 @@ class Options:
     exclusive: frozenset[str] = frozenset()
     #: What an earlier call of the same run would have made true by the next boot.
     assume: Mapping[str, Any] = field(default_factory=dict)
+    #: Device -> what was allowed for it by name when it was declared: the replay may do again what a run was allowed.
+    granted: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def allowed(self, address: str) -> frozenset[str]:
+        """The dangers that are allowed for a device."""
+        return self.allow | frozenset(self.granted.get(address, ()))
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,24 @@ def stored_entry(state: State, resource: str, address: str) -> Mapping[str, Any]
 
 
 def declare(
-    state: State, resource: str, function: Function, wish: Mapping[str, Any], origin: Mapping[str, Any]
+    state: State,
+    resource: str,
+    function: Function,
+    wish: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    waived: Collection[str] = (),
 ) -> list[Action]:
     """Record the wish for the replay, with how the device was before us: the first record of that stays. The identity
-    stays as well while it names the same card: a netdev that is gone for now does not make it another one."""
+    stays as well while it names the same card: a netdev that is gone for now does not make it another one. So does
+    what was allowed on the way here: a run that finds all in place was not asked for it again."""
     old = stored_entry(state, resource, function.address)
     identity: Mapping[str, Any] = store.identity(state, function)
+    allowed = set(waived)
     if old and old["identity"].get("ids") == identity["ids"]:
         origin = old["origin"]
+        allowed |= set(old.get("allow", ()))
         identity = {key: identity[key] or old["identity"].get(key, "") for key in identity}
-    entry = {"identity": identity, "wish": dict(wish), "origin": dict(origin)}
+    entry = {"identity": identity, "wish": dict(wish), "origin": dict(origin), "allow": sorted(allowed)}
     return [] if entry == old else [_declaration(resource, function.address, old, entry)]
 
 
@@ -154,6 +168,13 @@ def unknown_driver(address: str, driver: str) -> Refusal:
 
 def driver_exists(state: State, driver: str) -> bool:
     return driver in state.drivers or (driver in state.loadable and driver not in drivers.SPELLED)
+
+
+def guarded(plan: Plan, dangers: Sequence[Refusal], options: Options, address: str) -> bool:
+    """Weigh what stands against a step on a device: was anything refused? What was allowed by name is noted."""
+    allowed = options.allowed(address)
+    plan.waived |= {refusal.danger for refusal in dangers if refusal.danger in allowed}
+    return refuse_all(plan, [refusal for refusal in dangers if refusal.danger not in allowed])
 
 
 def refuse_all(plan: Plan, refusals: Sequence[Refusal]) -> bool:

@@ -38,9 +38,11 @@ def plan(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> 
         if state == "disabled":
             return Plan()
         return Plan(refusals=[_no_table()])
+    if state == "disabled" and not _SWITCH[iommu.tables[0]]["off"]:
+        return Plan(refusals=[_no_switch()])
     wish = _wish(iommu, parameters, state, mode)
     result = kernel_cmdline.plan(parameters, wish)
-    if _in_force(iommu, state, mode):
+    if in_force(iommu, state, mode):
         # The kernel's default or a richer command line already does it: no reboot for the sake of a word.
         result.reboot_reasons = []
     elif not result.reboot_reasons and not result.refusals:
@@ -53,6 +55,11 @@ def _no_table() -> Refusal:
     reason = "the firmware offers none: there is no DMAR, IVRS or IORT table in /sys/firmware/acpi/tables."
     way_out = "Switch VT-d, AMD-Vi or the SMMU on in the firmware setup; a reboot alone would be for nothing. Nothing was changed."
     return Refusal("IOMMU", reason, way_out)
+
+
+def _no_switch() -> Refusal:
+    reason = "no kernel parameter switches an Arm SMMU off."
+    return Refusal("IOMMU", reason, "mode: passthrough is the nearest to it. Nothing was changed.")
 
 
 def _wish(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> Wish:
@@ -92,20 +99,29 @@ def current_mode(iommu: Iommu) -> str | None:
     return "passthrough" if identity * 2 > len(iommu.groups) else "translated"
 
 
-def _in_force(iommu: Iommu, state: str, mode: str | None) -> bool:
+def in_force(iommu: Iommu, state: str, mode: str | None) -> bool:
+    """Is it as wished now? Nothing is in force of a wish to leave it to itself (absent)."""
+    if state == "absent":
+        return False
     if state == "disabled":
         return not iommu.active
     return iommu.active and mode in (None, current_mode(iommu))
 
 
+def unknown_loader(state: str, error: Exception) -> Plan:
+    """The IOMMU is as wished, and nobody here can say what the next boot brings."""
+    warning = f"The IOMMU is as wished now, but whether it is after the next boot is not known. {error}"
+    return Plan(warnings=[warning], predicted={"iommu": state == "enabled"})
+
+
 def proof(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> str | None:
     """After the reboot: the sentence an operator needs when the wish did not come true, or None."""
-    if _in_force(iommu, state, mode):
+    if in_force(iommu, state, mode):
         return None
     is_now = "off" if not iommu.active else f"on ({current_mode(iommu)})"
     return (
-        f"IOMMU: it is {is_now} although {state}{f' ({mode})' if mode else ''} was wished and the host was rebooted. The kernel was "
-        f"started with: {' '.join(parameters.running)}. Look for DMAR, AMD-Vi or SMMU in the kernel log; a second reboot "
+        f"IOMMU: it is {is_now} although {state}{f' ({mode})' if mode else ''} was wished and this boot was to bring it. "
+        f"The kernel was started with: {' '.join(parameters.running)}. Look for DMAR, AMD-Vi or SMMU in the kernel log; a second reboot "
         "would change nothing."
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import drivers, guards
 from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Function, Plan, Refusal, Sriov, State
@@ -169,8 +169,9 @@ def _plan_pf(state: State, target: Target, options: Options) -> Plan:
     if common.refuse_all(result, refusals + _check_drivers(state, target, wished)):
         return result
     wish = {"vf_count": wish_count, "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
-    result.actions += common.declare(state, NAME, target.function, wish, _origin(state, target.function))
-    result.extend(_converge(state, target.function, sriov, count, wished, options))
+    steps = _converge(state, target.function, sriov, count, wished, options)
+    result.actions = common.declare(state, NAME, target.function, wish, _origin(state, target.function), steps.waived)
+    result.extend(steps)
     return result
 
 
@@ -184,21 +185,32 @@ def _origin(state: State, function: Function) -> dict[str, Any]:
     return {"driver": function.native, "vf_count": len(sriov.vfs), "overrides": overrides}
 
 
+class _Port(NamedTuple):
+    """A PF whose VFs are being planned. `going` are the VFs that this call gives to guests."""
+
+    state: State
+    pf: Function
+    options: Options
+    going: frozenset[str]
+
+
 def _converge(
     state: State, pf: Function, sriov: Sriov, count: int, wished: Mapping[int, Mapping[str, Any]], options: Options
 ) -> Plan:
     result = Plan()
     if count != len(sriov.vfs):
-        if common.refuse_all(result, guards.before_recount(state, pf, options.allow)):
+        if common.guarded(result, guards.before_recount(state, pf), options, pf.address):
             return result
         result.actions.append(_recount(state, pf, sriov, count, wished))
         addresses = {index: predict_address(pf, sriov, index) for index in range(count)}
         born = True
     else:
         addresses, born = dict(sriov.vfs), False
+    going = frozenset(addresses[i] for i, vf in wished.items() if (vf.get("driver") or "").startswith("vfio"))
+    port = _Port(state, pf, options, going)
     for index, vf in sorted(wished.items()):
         if vf.get("driver"):
-            result.extend(_plan_vf(state, pf, index, addresses[index], vf["driver"], born, options))
+            result.extend(_plan_vf(port, index, addresses[index], vf["driver"], born))
     return result
 
 
@@ -251,35 +263,31 @@ def predict_address(pf: Function, sriov: Sriov, index: int) -> str:
     return f"{domain}:{routing >> 8 & 0xFF:02x}:{routing >> 3 & 0x1F:02x}.{routing & 7}"
 
 
-def _plan_vf(state: State, pf: Function, index: int, address: str, driver: str, born: bool, options: Options) -> Plan:
+def _plan_vf(port: _Port, index: int, address: str, driver: str, born: bool) -> Plan:
+    state = port.state
     vf = None if born else state.functions.get(address)
     if driver == "default":
-        return _plan_default(state, pf, index, address, vf, options)
+        return _plan_default(port, index, address, vf)
     if vf and vf.driver == driver:
         return Plan()
     certainty = PREDICTED if born else CERTAIN
     if driver.startswith("vfio"):
         has_group = state.iommu.active if vf is None else vf.group is not None
-        sure = common.iommu_certainty(state, options, has_group)
+        sure = common.iommu_certainty(state, port.options, has_group)
         if sure is None:
-            return Plan(refusals=[common.no_group(pf.address if vf is None else address, state)])
+            return Plan(refusals=[common.no_group(port.pf.address if vf is None else address, state)])
         if sure == AFTER_REBOOT:
             certainty = AFTER_REBOOT
-    return _bind_vf(state, pf, index, address, vf, driver, certainty, options)
+    return _bind_vf(port, index, address, vf, driver, certainty)
 
 
-def _bind_vf(
-    state: State,
-    pf: Function,
-    index: int,
-    address: str,
-    vf: Function | None,
-    driver: str,
-    certainty: str,
-    options: Options,
-) -> Plan:
+def _bind_vf(port: _Port, index: int, address: str, vf: Function | None, driver: str, certainty: str) -> Plan:
     result = Plan()
-    if vf and common.refuse_all(result, guards.before_unbind(state, vf, options.allow)):
+    pf = port.pf
+    dangers = guards.before_unbind(port.state, vf) if vf else []
+    if vf and driver.startswith("vfio"):
+        dangers += guards.before_assignment(port.state, vf, port.going)
+    if common.guarded(result, dangers, port.options, pf.address):
         return result
     result.actions.append(
         Action(
@@ -297,9 +305,10 @@ def _bind_vf(
     return result
 
 
-def _plan_default(state: State, pf: Function, index: int, address: str, vf: Function | None, options: Options) -> Plan:
+def _plan_default(port: _Port, index: int, address: str, vf: Function | None) -> Plan:
     """The driver that the kernel gives by itself. A VF that no driver takes for lack of resources is as wished, and so
     is one without a driver below a PF whose VFs are not probed."""
+    pf = port.pf
     held = vf is not None and (vf.override is not None or (vf.driver or "").startswith("vfio"))
     if pf.sriov and not pf.sriov.autoprobe and not held:
         return Plan()
@@ -312,7 +321,7 @@ def _plan_default(state: State, pf: Function, index: int, address: str, vf: Func
     else:
         native = vf.native
     result = Plan()
-    if vf and vf.driver and common.refuse_all(result, guards.before_unbind(state, vf, options.allow)):
+    if vf and vf.driver and common.guarded(result, guards.before_unbind(port.state, vf), port.options, pf.address):
         return result
     result.actions.append(
         Action(

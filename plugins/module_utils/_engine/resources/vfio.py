@@ -79,13 +79,13 @@ def _take(state: State, target: Target, going: set[str], options: Options) -> Pl
         return result
     # `bound` is not always the native driver: vfio-pci.ids= on the command line gives vfio-pci without an override.
     origin = {"driver": function.native, "override": function.override, "bound": function.driver}
-    result.actions += common.declare(state, NAME, function, {"driver": driver}, origin)
     if function.driver == driver:
+        result.actions = common.declare(state, NAME, function, {"driver": driver}, origin)
         return result
-    refusals = guards.before_unbind(state, function, options.allow, going)
-    refusals += guards.before_assignment(state, function, going, options.allow)
-    if common.refuse_all(result, refusals):
+    dangers = guards.before_unbind(state, function, going) + guards.before_assignment(state, function, going)
+    if common.guarded(result, dangers, options, function.address):
         return result
+    result.actions = common.declare(state, NAME, function, {"driver": driver}, origin, result.waived)
     result.actions.append(_bind(function, driver, certainty))
     if certainty == AFTER_REBOOT:
         result.reboot_reasons.append(f"{function.address}: it can be given to {driver} once the IOMMU is on")
@@ -117,7 +117,7 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
     if entry is None:
         return result
     if function.address in state.functions and not _as_before(function, entry["origin"]):
-        if common.refuse_all(result, guards.before_unbind(state, function, options.allow)):
+        if common.guarded(result, guards.before_unbind(state, function), options, function.address):
             return result
         result.actions.append(_release(function, entry["origin"]))
     result.actions += common.forget(state, NAME, function)

@@ -8,6 +8,7 @@ something is refused."""
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import pkgutil
@@ -78,7 +79,7 @@ def test_a_new_engine_takes_the_place_of_the_old():
     assert sim.names(f"{boot.HOME}/engine") == sorted([sim.link(boot.CURRENT), "current"])
 
 
-@pytest.mark.parametrize("path", [boot.RULES, boot.COMMAND, f"{boot.UNITS}/{boot.UNIT}", boot.WANTED, boot.CURRENT])
+@pytest.mark.parametrize("path", [boot.RULES, f"{boot.UNITS}/{boot.UNIT}", boot.WANTED, boot.CURRENT])
 def test_what_somebody_removed_comes_back(path):
     sim = lab()
     call(sim, vfio=[at(EDU)])
@@ -234,3 +235,19 @@ def test_nothing_declared_is_nothing_done():
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "1"])
 def test_a_result_that_was_cut_off(text):
     assert replay.parse(text) is None
+
+
+def test_a_read_only_usr_keeps_the_replay_off_no_host():
+    """The operator's command is a convenience: where it cannot be written all else is there, and a second run is quiet."""
+    sim = lab()
+    write = sim.replace
+
+    def read_only(path, text, mode=0o644):
+        if path.startswith("/usr"):
+            raise OSError(errno.EROFS, "Read-only file system", path)
+        write(path, text, mode)
+
+    sim.replace = read_only
+    assert call(sim, vfio=[at(EDU)])["failures"] == {}
+    assert sim.text(boot.RULES) and sim.text(boot.COMMAND) is None
+    assert not call(sim, vfio=[at(EDU)])["changed"]

@@ -334,7 +334,6 @@ def test_a_new_card_in_the_slot_starts_a_new_record():
     assert state_of(sim, PF1) == ("e1000e", None)
 
 
-@pytest.mark.xfail(strict=True, reason="what was allowed is not recorded, so the replay refuses it (reported)")
 def test_what_was_allowed_is_allowed_at_boot_too():
     """A danger that the operator accepted for a declared device does not keep it from coming back."""
     sim = lab()
