@@ -89,6 +89,16 @@ def test_what_somebody_removed_comes_back(path):
     assert sim.exists(path)
 
 
+def test_a_read_only_usr_does_not_keep_the_replay_off():
+    sim = lab()
+    sim.faults.append((boot.COMMAND, "*", errno.EROFS))
+    converged(sim, vfio=[at(EDU)])
+    assert sim.exists(boot.WANTED)
+    assert not sim.exists(boot.COMMAND)
+    sim.reboot()
+    assert replay.run(sim.host(sources=None), None)["failures"] == {}
+
+
 def test_what_somebody_edited_is_put_right():
     sim = lab()
     call(sim, vfio=[at(EDU)])
