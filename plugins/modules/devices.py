@@ -67,13 +67,13 @@ options:
               - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is
                 allowed.
             type: list
-            elements: str
+            elements: raw
           device:
             description:
               - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is
                 allowed.
             type: list
-            elements: str
+            elements: raw
           subsystem:
             description:
               - PCI subsystem IDs, vendor and device joined by a colon, in quotes, as in V("8086:a04c").
@@ -219,13 +219,13 @@ options:
               - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is
                 allowed.
             type: list
-            elements: str
+            elements: raw
           device:
             description:
               - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is
                 allowed.
             type: list
-            elements: str
+            elements: raw
           subsystem:
             description:
               - PCI subsystem IDs, vendor and device joined by a colon, in quotes, as in V("8086:a04c").

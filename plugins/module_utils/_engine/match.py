@@ -50,6 +50,8 @@ def check_selector(match: Mapping[str, Any]) -> str | None:
         return f"{', '.join(empty)} holds an empty value; it would mean every device that has none."
     for key in ("vendor", "device"):
         for value in named.get(key, []):
+            if not isinstance(value, str):
+                return f'{key} {value!r} is a number, and YAML may have changed it; write it in quotes, as in "8086".'
             if not _HEX4.fullmatch(value.lower()):
                 return f'{key} {value!r} is not four hexadecimal digits; write it in quotes, as in "8086".'
     for value in named.get("subsystem", []):

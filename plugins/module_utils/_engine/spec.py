@@ -20,8 +20,9 @@ def _words() -> dict[str, Any]:
 
 SELECTOR: dict[str, Any] = {
     "address": _words(),
-    "vendor": _words(),
-    "device": _words(),
+    # Raw, so that a number can be refused: YAML makes 4347 of an unquoted 0x10fb, which would match another device.
+    "vendor": {"type": "list", "elements": "raw"},
+    "device": {"type": "list", "elements": "raw"},
     "subsystem": _words(),
     "driver": _words(),
     "ifname": _words(),

@@ -36,7 +36,7 @@ VARIABLES: dict[str, dict[str, Any]] = {
 OURS = re.compile(r"(sriov|vfio|devices|iommu|kernel_cmdline|iovirt)_")
 REGISTERED = re.compile(r"(sriov|vfio|devices|iommu)_result")
 #: What Ansible's argument specification makes of YAML's scalars: a number where a word is wanted becomes one.
-TYPES: dict[str, Any] = {"str": (str, int), "int": int, "bool": bool}
+TYPES: dict[str, Any] = {"str": (str, int), "int": int, "bool": bool, "raw": object}
 
 
 def templated(value: Any) -> bool:

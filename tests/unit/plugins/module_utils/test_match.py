@@ -138,3 +138,8 @@ def test_drivers_with_a_module_of_their_own():
 def test_a_description_names_what_was_said():
     assert match.describe({"driver": ["igb"], "slot": None, "vf": False, "numa_node": [0, 1]}) == "driver=igb, numa_node=0|1"
     assert at("x")["match"] == {"address": ["x"]}
+
+
+def test_a_number_is_no_id():
+    """YAML makes 4347 of an unquoted 0x10fb: four digits, and another device."""
+    refused(lab(), "vfio[0]", "device 4347 is a number", "in quotes", vfio=[{"match": {"device": [4347]}}])
