@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 from . import hosts, image, process, ssh
-from .common import LabError, find_tool, lock, say
+from .common import LabError, find_tool, handle_signals, lock, remove_tree, say
 from .paths import build_lock, run_dir, state_dir
 from .recipe import KEYRING, MACHINE_PROGRAMS, USER_PROGRAMS
 
@@ -159,7 +158,7 @@ def do_clean(_args: argparse.Namespace) -> int:
     hosts.down_all()
     with lock(build_lock(), "building", 60):
         image.remove_leftovers()
-        shutil.rmtree(state_dir(), ignore_errors=True)
+        remove_tree(state_dir())
     if state_dir().exists():
         raise LabError(f"{state_dir()} could not be removed whole", "remove it as the user who built it")
     say(f"removed {state_dir()}")
@@ -186,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words[:cut])
     if cut < len(words):
         args.words = words[cut + 1 :]
+    handle_signals()
     try:
         if platform.machine() != "x86_64":
             raise LabError(f"the lab runs on x86_64 only, and this is {platform.machine()}")

@@ -49,7 +49,9 @@ def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
 
 def say(text: str) -> None:
     """One line of progress; on standard error, so that standard output stays data."""
-    print(f"lab: {text}", file=sys.stderr, flush=True)
+    # In one write: stages run beside each other.
+    sys.stderr.write(f"lab: {text}\n")
+    sys.stderr.flush()
 
 
 @contextlib.contextmanager
@@ -87,6 +89,27 @@ def end_group(process: subprocess.Popen[bytes], grace: float = 10.0) -> None:
             continue
 
 
+RUNNING: set[subprocess.Popen[bytes]] = set()
+
+
+def end_on_signal(_signum: int, _frame: object) -> None:
+    """End what runs, in the worker threads too, before the main thread unwinds and waits for them."""
+    for process in list(RUNNING):
+        end_group(process)
+    raise KeyboardInterrupt
+
+
+def handle_signals() -> None:
+    """Let Ctrl-C, a closed terminal and a polite kill all clean up behind them."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, end_on_signal)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder, but nothing that is mounted below it: a build that was cut off may have mounts in it."""
+    subprocess.run(["rm", "-rf", "--one-file-system", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
+
+
 def run(
     argv: Sequence[str],
     *,
@@ -106,6 +129,7 @@ def run(
         process = subprocess.Popen(  # pylint: disable=consider-using-with
             list(argv), stdin=source, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
+        RUNNING.add(process)
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -114,6 +138,8 @@ def run(
         except BaseException:
             end_group(process)
             raise
+        finally:
+            RUNNING.discard(process)
     if code != 0:
         raise LabError(f"{what} failed with exit status {code}", todo, log)
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,34 +15,29 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import accel, process, ssh
-from .common import LabError, lock, output_of, run, say, stage, tool, wait_for
+from .common import LabError, lock, output_of, remove_tree, run, say, stage, tool, wait_for
 from .paths import GUEST_FILES, build_lock, cache_dir, logs_dir
 from .qemu import Machine, Qemu, qemu_in, tree_path, usable_qemu
 from .recipe import (
     BACKPORTS,
-    BIOS_BOOT_SECTORS,
     DISK_MIB,
-    HOST_PACKAGES,
-    MODULE_PACKAGES,
-    QEMU_PACKAGES,
+    FIRST_BOOT_ARGUMENTS,
+    QUICK_DPKG,
     ROOT_LABEL,
+    ROOT_MIB,
     ROOT_START_SECTOR,
     SUITE,
     image_key,
+    module_words,
+    partition_table,
+    qemu_words,
+    tree_words,
 )
 
 TREE_LIMIT = 900.0
 BOOT_LIMIT = 300.0
 LOCK_LIMIT = 1800.0
 NETWORK_HINT = "check the network and the machine's package sources, then run lab/lab build again"
-# Nothing here has to survive a power cut: a build that was cut off is thrown away.
-QUICK_DPKG = ["--dpkgopt=force-unsafe-io"]
-NO_MANUALS = [
-    "--dpkgopt=path-exclude=/usr/share/man/*",
-    "--dpkgopt=path-exclude=/usr/share/doc/*",
-    "--dpkgopt=path-exclude=/usr/share/locale/*",
-]
-BIOS_BOOT_TYPE = "21686148-6449-6E6F-744E-656564454649"
 
 
 def image_path() -> Path:
@@ -72,8 +67,11 @@ def build_all() -> Qemu:
 
 def remove_leftovers() -> None:
     """What a build that was cut off left behind. Safe: the lock is held."""
+    for pid in process.cut_off_builders(cache_dir()):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
     for path in cache_dir().glob("*.part-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     for found in process.running():
         if found.name in ("build", "probe"):
             process.end(found)
@@ -89,7 +87,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         part.chmod(0o755)
         part.rename(path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        remove_tree(part)
 
 
 def mmdebstrap_env(work: Path) -> dict[str, str]:
@@ -123,12 +121,7 @@ def ensure_qemu() -> Qemu:
     if found is not None:
         return found
     with stage(f"QEMU from {BACKPORTS}"), new_folder(tree_path()) as work:
-        # The sources of the tree get a second line for the backports, made from the first one.
-        sources = f'sed -n "s/ {SUITE} main/ {BACKPORTS} main/p" "$1/etc/apt/sources.list" >"$1/etc/apt/backports"'
-        sources += ' && cat "$1/etc/apt/backports" >>"$1/etc/apt/sources.list" && rm "$1/etc/apt/backports"'
-        pin = f'printf "Package: *\\nPin: release n={BACKPORTS}\\nPin-Priority: 600\\n" >"$1/etc/apt/preferences.d/lab"'
-        words = ["--variant=extract", "--include=" + ",".join(QEMU_PACKAGES), *NO_MANUALS]
-        words += [f"--setup-hook={sources}", f"--setup-hook={pin}", SUITE, str(work / "tree.tar")]
+        words = [*qemu_words(), SUITE, str(work / "tree.tar")]
         log = new_log("qemu")
         mmdebstrap(work, "unpacking QEMU", words, log)
         unpack = ["tar", "-x", "--no-same-owner", "--exclude=./dev", "-C", str(work)]
@@ -180,30 +173,10 @@ def make_key(work: Path) -> None:
     run(argv, what="making an ssh key", log=new_log("key"), limit=30)
 
 
-def script_hooks(name: str) -> list[str]:
-    """Hooks that run one of our scripts inside the tree."""
-    # copy-in goes through mmdebstrap's own process: the mapped root of a user's build cannot read his files.
-    copy = f"copy-in {shlex.quote(str(GUEST_FILES / name))} /tmp"
-    return [
-        f"--customize-hook={copy}",
-        f'--customize-hook=chroot "$1" sh /tmp/{name}',
-        f'--customize-hook=rm "$1/tmp/{name}"',
-    ]
-
-
 def build_tree(work: Path) -> None:
     """The root tree of a host."""
     with stage(f"root tree of Debian {SUITE}"):
-        words = ["--variant=apt", "--include=" + ",".join(HOST_PACKAGES), *NO_MANUALS]
-        # Before initramfs-tools is installed, so that the initramfs is made once and the right way. A list instead of
-        # most modules: making it anew inside an emulated host takes 17 s instead of 78 s, and GRUB loads it faster.
-        words += ['--essential-hook=mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/etc/initramfs-tools/hooks"']
-        words += [
-            f"--essential-hook=copy-in {shlex.quote(str(GUEST_FILES / 'initramfs-hook'))} /etc/initramfs-tools/hooks"
-        ]
-        settings = "MODULES=list\\nCOMPRESS=zstd\\nCOMPRESSLEVEL=1\\n"
-        words += [f'--essential-hook=printf "{settings}" >"$1/etc/initramfs-tools/conf.d/lab"']
-        words += [*script_hooks("customize.sh"), SUITE, str(work / "root.tar")]
+        words = [*tree_words(), SUITE, str(work / "root.tar")]
         mmdebstrap(work, "installing the root tree", words, new_log("root"))
 
 
@@ -211,9 +184,7 @@ def build_modules(work: Path) -> None:
     """The kernel modules that Debian does not ship, from Debian's own source, in a tree of their own."""
     with stage("modules mtty, mdpy, netdevsim"):
         (work / "modules").mkdir()
-        out = f"sync-out /out {shlex.quote(str(work / 'modules'))}"
-        words = ["--variant=apt", "--include=" + ",".join(MODULE_PACKAGES), *NO_MANUALS, "--format=null"]
-        words += [*script_hooks("build-modules.sh"), f"--customize-hook={out}", SUITE, "/dev/null"]
+        words = [*module_words(work / "modules"), SUITE, "/dev/null"]
         mmdebstrap(work, "building the modules", words, new_log("modules"))
 
 
@@ -224,15 +195,11 @@ def assemble(work: Path) -> None:
         disk = work / "disk.raw"
         with disk.open("wb") as handle:
             handle.truncate(DISK_MIB * 1024 * 1024)
-        root_mib = DISK_MIB - 4
-        start, size = BIOS_BOOT_SECTORS
-        table = f"label: gpt\nstart={start}, size={size}, type={BIOS_BOOT_TYPE}\n"
-        table += f"start={ROOT_START_SECTOR}, size={root_mib * 2048}, type=linux\n"
-        (work / "table").write_text(table, encoding="ascii")
+        (work / "table").write_text(partition_table(), encoding="ascii")
         run([tool("sfdisk"), "-q", str(disk)], what="partitioning", log=log, limit=60, stdin=work / "table")
         (work / "table").unlink()
         argv = [
-            "sh", str(GUEST_FILES / "assemble.sh"), str(work), ROOT_LABEL, str(ROOT_START_SECTOR), str(root_mib)
+            "sh", str(GUEST_FILES / "assemble.sh"), str(work), ROOT_LABEL, str(ROOT_START_SECTOR), str(ROOT_MIB)
         ]  # fmt: skip
         if os.geteuid() != 0:
             argv = [tool("unshare"), "--user", "--map-root-user", "--map-auto", "--mount", *argv]
@@ -253,7 +220,7 @@ def first_boot(work: Path, qemu: Qemu) -> None:
             disk_format="raw",
             kernel=work / "vmlinuz",
             initrd=work / "initrd",
-            append=f"root=LABEL={ROOT_LABEL} ro console=tty0 console=ttyS0,115200 intel_iommu=off",
+            append=FIRST_BOOT_ARGUMENTS,
             devices=False,
         )
         child = process.start(qemu, machine, work)

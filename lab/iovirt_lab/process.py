@@ -49,6 +49,19 @@ def running() -> list[Found]:
     return sorted(result, key=lambda found: (found.name, found.pid))
 
 
+def cut_off_builders(cache: Path) -> list[int]:
+    """Commands of a build whose lab was killed. Each leads a session of its own and names its unfinished folder."""
+    result = []
+    for entry in os.listdir("/proc"):
+        try:
+            words = Path("/proc", entry, "cmdline").read_bytes().decode("utf-8", "replace")
+            if entry.isdigit() and f"{cache}/" in words and ".part-" in words and os.getsid(int(entry)) == int(entry):
+                result.append(int(entry))
+        except OSError:
+            continue
+    return result
+
+
 def find(name: str) -> Found | None:
     """The QEMU of one host."""
     for found in running():
