@@ -19,7 +19,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple
 
@@ -147,8 +147,12 @@ class SimKernel:
         self.count_errno: int | None = None
         self.vf_links_delay = 0.0
         self.probe_errno: dict[tuple[str, str], int] = {}
+        #: Drivers that say yes to a device and do not keep it.
+        self.fickle: set[tuple[str, str]] = set()
         self.broken_modules: set[str] = set()
         self.blocking: list[str] = []
+        #: Functions whose device lock a hanging write holds.
+        self.stuck: set[str] = set()
         self.faults: list[tuple[str, str, int]] = []
         self.fail_at: int | None = None
         self.unreadable: set[str] = set()
@@ -253,7 +257,7 @@ class SimKernel:
         if not failure and function.physfn and driver.name == "nvme":
             # lab: a secondary controller without resources does not answer.
             failure = errno.ENODEV
-        if not failure:
+        if not failure and (driver.name, function.address) not in self.fickle:
             function.driver = driver.name
         self._tree = None
         return failure
@@ -302,7 +306,7 @@ class SimKernel:
     # --- Writes to sysfs -------------------------------------------------------------------------------------------
 
     def _sysfs_write(self, real: str, data: str) -> int:
-        folder, _, name = real.rpartition("/")
+        folder, _slash, name = real.rpartition("/")
         if real == "/sys/bus/pci/drivers_probe":
             return self._drivers_probe(data.strip())
         if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
@@ -467,7 +471,7 @@ class SimKernel:
             self._children = {}
             for path in nodes:
                 while path:
-                    parent, _, name = path.rpartition("/")
+                    parent, _slash, name = path.rpartition("/")
                     if name in self._children.setdefault(parent, set()):
                         break
                     self._children[parent].add(name)
@@ -620,8 +624,21 @@ class SimKernel:
     def attr(self, path: str) -> str | None:
         if path.endswith("/sriov_numvfs"):
             raise AssertionError("reading sriov_numvfs hangs while a write to it hangs (lab)")
+        if self._held(path):
+            raise AssertionError(f"reading {path} hangs: a write that has not returned holds the device's lock")
         node = self._nodes().get(self._real(path))
         return node.strip() if isinstance(node, str) else None
+
+    def attrs_within(self, paths: Sequence[str], limit: float) -> dict[str, str | None]:
+        return {path: self.attr(path) for path in paths if not self._held(path)}
+
+    def _pf_family(self, pf: str) -> list[str]:
+        links = [name for name in self.names(f"{DEVICES}/{pf}") if name.startswith("virtfn")]
+        return [self.link(f"{DEVICES}/{pf}/{name}") or "" for name in links]
+
+    def _held(self, path: str) -> bool:
+        """driver_override takes the device's lock; a count write that hangs holds that of the PF and of its VFs."""
+        return path.endswith("/driver_override") and path.split("/")[-2] in self.stuck
 
     def text(self, path: str) -> str | None:
         real = self._real(path)
@@ -656,6 +673,9 @@ class SimKernel:
             if limit is None:
                 raise AssertionError(f"the write to {path} would never return, and it has no limit")
             self._pass(limit)
+            if path.endswith("/sriov_numvfs"):
+                pf = path.split("/")[-2]
+                self.stuck |= {pf, *(name for name in self._pf_family(pf))}
             raise Stuck(f"the write of {data!r} to {path} has not returned within {limit:g} s")
         if real not in self._nodes():
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)

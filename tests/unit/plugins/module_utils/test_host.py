@@ -267,3 +267,18 @@ def test_waiting_looks_once_more_at_the_end():
 def test_errors_are_named():
     assert explain(OSError(errno.EBUSY, "x")) == "EBUSY (Device or resource busy)"
     assert explain(OSError("plain words")) == "plain words"
+
+
+def test_an_attribute_that_hangs_costs_no_other_one_its_answer(files, tmp_path):
+    """As driver_override does while a write to the device hangs: opening a FIFO for reading blocks until one writes."""
+    for name in ("first", "last"):
+        (tmp_path / name).write_text(f"{name}\n")
+    for name in ("hangs", "hangs-too"):
+        os.mkfifo(tmp_path / name)
+    start = time.monotonic()
+    found = files.attrs_within(["/first", "/hangs", "/missing", "/hangs-too", "/last"], 0.2)
+    assert time.monotonic() - start < 3
+    assert found == {"/first": "first", "/missing": None, "/last": "last"}
+    for name in ("hangs", "hangs-too"):
+        # The children still wait; they go once they are answered.
+        (tmp_path / name).write_text("")

@@ -124,6 +124,16 @@ def test_a_proof_that_fails_says_what_the_kernel_was_started_with():
         iommu(sim, prove=True)
 
 
+def test_what_is_in_force_needs_no_boot_for_the_sake_of_a_word():
+    """Translated although the command line says passthrough: the kernel decided so."""
+    sim = with_defaults("intel_iommu=on iommu=pt")
+    sim.identity_groups = False
+    sim._tree = None
+    done = settled(sim, mode="translated")
+    assert done["changed"]
+    assert done["reboot_required"] is False
+
+
 def test_unset_mode_is_untouched():
     sim = with_defaults("intel_iommu=off iommu=pt")
     settled(sim)

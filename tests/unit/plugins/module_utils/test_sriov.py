@@ -511,3 +511,22 @@ def test_a_device_that_fails_keeps_the_replay_of_what_it_still_is():
     before = sim.snapshot()
     assert failed(sim, sriov=[at(PF1, state="absent")])
     assert sim.snapshot() == before
+
+
+def test_a_hanging_count_makes_no_later_run_hang():
+    """The next run on that device is refused at once, so is a count on another PF; what hangs on nothing is done."""
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2), at(PF2, vf_count=2)])
+    sim.blocking.append(f"*/{PF1}/sriov_numvfs")
+    outcome = call(sim, sriov=[at(PF1, vf_count=3)])
+    assert outcome["indeterminate"] == [PF1]
+    before = sim.snapshot()
+    refused(sim, PF1, "the kernel does not answer", "paused guest", sriov=[at(PF1, vf_count=2)])
+    refused(sim, PF2, f"while the kernel does not answer for {PF1}", sriov=[at(PF2, vf_count=1)])
+    assert sim.snapshot() == before
+    vfs = [{"range": "0", "driver": "vfio-pci"}]
+    assert call(sim, sriov=[at(PF2, vf_count=2, vfs=vfs)])["failures"] == {}
+    assert drivers_of(sim, PF2)[0] == "vfio-pci"
+    sim.blocking.clear()
+    sim.stuck.clear()
+    assert call(sim, sriov=[at(PF1, vf_count=3)])["failures"] == {}

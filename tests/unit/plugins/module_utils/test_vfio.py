@@ -255,6 +255,14 @@ def test_a_driver_that_declines_leaves_the_old_one():
     assert done["changed"]
 
 
+def test_a_driver_that_says_yes_and_lets_go_is_not_believed():
+    sim = lab()
+    before = sim.of_device(NVME)
+    sim.fickle.add(("vfio-pci", NVME))
+    assert "vfio-pci did not keep" in call(sim, vfio=[at(NVME)])["failures"][NVME]
+    assert sim.of_device(NVME) == before
+
+
 def test_an_unbind_that_hangs():
     sim = lab()
     sim.blocking.append(f"*/{NVME}/driver/unbind")

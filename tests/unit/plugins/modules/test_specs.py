@@ -31,7 +31,7 @@ def documentation(module):
     text = yaml.safe_load(constant(ROOT / "plugins" / "modules" / f"{module}.py", "DOCUMENTATION"))
     options = dict(text.get("options") or {})
     for name in text.get("extends_documentation_fragment") or []:
-        fragment, _, section = name.replace("iovirt.host.", "").partition(".")
+        fragment, _dot, section = name.replace("iovirt.host.", "").partition(".")
         source = (ROOT / "plugins" / "doc_fragments" / f"{fragment}.py").read_text(encoding="utf-8")
         constants = {
             node.targets[0].id: ast.literal_eval(node.value)
