@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Callable, Protocol
 
@@ -33,6 +34,7 @@ class Files(Protocol):
     """What the engine asks of a file system. FileSystem is the real one."""
 
     def attr(self, path: str) -> str | None: ...
+    def attrs_within(self, paths: Sequence[str], limit: float) -> dict[str, str | None]: ...
     def text(self, path: str) -> str | None: ...
     def names(self, path: str) -> list[str]: ...
     def exists(self, path: str) -> bool: ...
@@ -59,16 +61,19 @@ class FileSystem:
 
     def attr(self, path: str) -> str | None:
         """A sysfs or procfs attribute without its line end; None when it is not there or the driver gives none."""
-        try:
-            handle = os.open(self._real(path), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            return os.read(handle, ATTRIBUTE_LIMIT).decode("utf-8", "replace").strip()
-        except OSError:
-            return None
-        finally:
-            os.close(handle)
+        return _attribute(self._real(path))
+
+    def attrs_within(self, paths: Sequence[str], limit: float) -> dict[str, str | None]:
+        """Attributes that the kernel may hold back for ever. They are read in a detached child; one that does not
+        answer within limit seconds is not in the result, and costs no other one its answer."""
+        found: dict[str, str | None] = {}
+        todo = list(paths)
+        while todo:
+            answers = _read_detached([self._real(path) for path in todo], limit)
+            found.update(zip(todo, answers))
+            # The one after the last answer is the one that hangs.
+            todo = todo[len(answers) + 1 :]
+        return found
 
     def text(self, path: str) -> str | None:
         """A whole file; None when it is not there, an error when it is there and cannot be read."""
@@ -198,6 +203,47 @@ def _wait_for_lock(handle: int, path: str, limit: float) -> None:
             time.sleep(0.1)
 
 
+def _attribute(real: str) -> str | None:
+    try:
+        handle = os.open(real, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(handle, ATTRIBUTE_LIMIT).decode("utf-8", "replace").strip()
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+
+
+def _read_detached(reals: Sequence[str], limit: float) -> list[str | None]:
+    """The attributes up to the first that does not answer. Answers go through memory, one line of JSON each, so what
+    was read before a hang is not lost."""
+    memory = os.memfd_create("iovirt-read", os.MFD_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        _child_read(reals, memory)
+    _wait_for_child(child, limit)
+    with os.fdopen(memory, "rb") as stream:
+        stream.seek(0)
+        return [json.loads(line) for line in stream.read().splitlines()]
+
+
+def _child_read(reals: Sequence[str], memory: int) -> None:
+    try:
+        os.setsid()
+        _close_all_but(memory)
+        for real in reals:
+            os.write(memory, json.dumps(_attribute(real)).encode() + b"\n")
+    finally:
+        os._exit(0)
+
+
+def _close_all_but(keep: int) -> None:
+    os.closerange(0, keep)
+    os.closerange(keep + 1, 65536)
+
+
 def _write_attribute(real: str, data: str) -> None:
     handle = os.open(real, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -210,19 +256,27 @@ def _write_detached(real: str, data: str, limit: float) -> None:
     child = os.fork()
     if child == 0:
         _child_write(real, data)
+    status = _wait_for_child(child, limit)
+    if status is None:
+        raise Stuck(f"the write of {data!r} to {real} has not returned within {limit:g} s")
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else errno.EINTR
+    if code:
+        raise OSError(code, os.strerror(code), real)
+
+
+def _wait_for_child(child: int, limit: float) -> int | None:
+    """How the child ended; None when it has not within limit seconds. It is then left to itself: a process that the
+    kernel holds cannot be killed."""
     end = time.monotonic() + limit
     pause = 0.001
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
-            break
+            return status
         if time.monotonic() >= end:
-            raise Stuck(f"the write of {data!r} to {real} has not returned within {limit:g} s")
+            return None
         time.sleep(pause)
         pause = min(pause * 2, 0.1)
-    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else errno.EINTR
-    if code:
-        raise OSError(code, os.strerror(code), real)
 
 
 def _child_write(real: str, data: str) -> None:

@@ -62,6 +62,8 @@ class Function:
     class_code: str = ""
     driver: str | None = None
     override: str | None = None
+    #: The kernel does not answer for it: somebody's write to it, or to its PF, has not returned.
+    stuck: bool = False
     #: The driver that it has when nothing overrides it.
     native: str | None = None
     numa_node: int = -1

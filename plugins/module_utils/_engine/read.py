@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,9 @@ from .model import Function, Group, Iommu, Netdev, Sriov, State
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+#: Seconds that an attribute may take. On a healthy host it takes microseconds.
+ANSWER_LIMIT = 3.0
 
 #: ACPI tables by which the firmware offers an IOMMU: VT-d, AMD-Vi, ARM SMMU.
 IOMMU_TABLES = ("DMAR", "IVRS", "IORT")
@@ -68,11 +71,12 @@ def _read_functions(files: Files, stored: Mapping[str, Any], drivers: frozenset[
     slots = _read_slots(files)
     disks = _disks_in_use(files)
     netdevs = _netdevs_of_functions(files)
+    overrides = _read_overrides(files, addresses)
     functions = {}
     modaliases = {}
     recorded = store.recorded_drivers(stored)
     for address in addresses:
-        function = _read_function(files, address, slots, disks, netdevs)
+        function = _read_function(files, address, slots, disks, netdevs, overrides)
         functions[address] = function
         if not _has_own_driver(function) and address not in recorded:
             modaliases[address] = files.attr(f"{DEVICES}/{address}/modalias") or ""
@@ -100,10 +104,11 @@ def _read_function(
     slots: Mapping[str, str],
     disks: Mapping[str, list[str]],
     netdevs: Mapping[str, list[str]],
+    overrides: Mapping[str, str | None],
 ) -> Function:
     path = f"{DEVICES}/{address}"
     here = set(files.names(path))
-    override = files.attr(f"{path}/driver_override")
+    override = overrides.get(address)
     subsystem = _id(files.attr(f"{path}/subsystem_vendor")) + ":" + _id(files.attr(f"{path}/subsystem_device"))
     return Function(
         address=address,
@@ -114,6 +119,7 @@ def _read_function(
         driver=files.link(f"{path}/driver") if "driver" in here else None,
         # A pointer that was never set reads as "(null)" (drivers/pci/pci-sysfs.c).
         override=override if override and override != "(null)" else None,
+        stuck=address not in overrides,
         numa_node=int(files.attr(f"{path}/numa_node") or -1),
         slot=slots.get(address.rpartition(".")[0], ""),
         group=files.link(f"{path}/iommu_group") if "iommu_group" in here else None,
@@ -124,6 +130,14 @@ def _read_function(
         boot_vga="boot_vga" in here and files.attr(f"{path}/boot_vga") == "1",
         sriov=_read_sriov(files, path, here) if "sriov_totalvfs" in here else None,
     )
+
+
+def _read_overrides(files: Files, addresses: Sequence[str]) -> dict[str, str | None]:
+    """driver_override takes the device's lock (driver_override_show), which a hanging write to the device holds: the
+    functions that do not answer are not in the result."""
+    paths = [f"{DEVICES}/{address}/driver_override" for address in addresses]
+    answers = files.attrs_within(paths, ANSWER_LIMIT)
+    return {address: answers[path] for address, path in zip(addresses, paths) if path in answers}
 
 
 def _netdevs_of_functions(files: Files) -> dict[str, list[str]]:

@@ -60,9 +60,27 @@ def targets(
             if other:
                 refusals.append(_named_twice(function.address, other.label, label))
             found[function.address] = Target(label, wish, function)
+            refusals += _hanging(state, function)
     if resource in options.exclusive:
         _add_forgotten(state, resource, found, gone)
     return list(found.values()), refusals
+
+
+def _hanging(state: State, function: Function) -> list[Refusal]:
+    """Nothing is done to a device that the kernel does not answer for, nor to its PF and VFs: it would hang as well."""
+    family = [function.address, function.physfn or "", *(function.sriov.vfs.values() if function.sriov else ())]
+    stuck = [address for address in family if address in state.functions and state.functions[address].stuck]
+    if not stuck:
+        return []
+    reason = f"the kernel does not answer for {stuck[0]}: a write to it, or to its PF, has not returned."
+    way_out = "Find who holds it (a paused guest?) and let it go, then run again; nothing was changed."
+    return [Refusal(function.address, reason, way_out)]
+
+
+def any_hanging(state: State) -> str | None:
+    """A function of the host that the kernel does not answer for. While one hangs, every change of a number of VFs
+    does (the kernel's one lock for adding and removing PCI devices)."""
+    return next((f.address for f in state.functions.values() if f.stuck), None)
 
 
 def _named_twice(address: str, first: str, second: str) -> Refusal:

@@ -199,6 +199,8 @@ def _converge(
 ) -> Plan:
     result = Plan()
     if count != len(sriov.vfs):
+        if common.refuse_all(result, _would_hang(state, pf)):
+            return result
         if common.guarded(result, guards.before_recount(state, pf), options, pf.address):
             return result
         result.actions.append(_recount(state, pf, sriov, count, wished))
@@ -212,6 +214,15 @@ def _converge(
         if vf.get("driver"):
             result.extend(_plan_vf(port, index, addresses[index], vf["driver"], born))
     return result
+
+
+def _would_hang(state: State, pf: Function) -> list[Refusal]:
+    stuck = common.any_hanging(state)
+    if not stuck:
+        return []
+    reason = f"its number of VFs cannot change while the kernel does not answer for {stuck}: that write would hang too."
+    way_out = "Find who holds that device (a paused guest?) and let it go, then run again; nothing was changed."
+    return [Refusal(pf.address, reason, way_out)]
 
 
 def _recount(state: State, pf: Function, sriov: Sriov, count: int, wished: Mapping[int, Mapping[str, Any]]) -> Action:
