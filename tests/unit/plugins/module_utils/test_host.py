@@ -149,6 +149,26 @@ def test_a_write_that_hangs_is_left_behind_at_its_limit(files, tmp_path):
         assert reader.read() == "4"
 
 
+def test_the_hanging_child_is_in_a_session_of_its_own(files, tmp_path):
+    """So that the end of the connection that started the run does not end it in the middle of a write."""
+    os.mkfifo(tmp_path / "numvfs")
+    before = children()
+    with pytest.raises(Stuck):
+        files.write("/numvfs", "4", limit=0.3)
+    (child,) = children() - before
+    assert os.getsid(child) == child != os.getsid(0)
+    with open(tmp_path / "numvfs") as reader:
+        reader.read()
+
+
+def children():
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/children") as handle:
+            found |= set(map(int, handle.read().split()))
+    return found
+
+
 def test_the_hanging_child_does_not_hold_the_lock(files, tmp_path):
     os.mkfifo(tmp_path / "numvfs")
     with files.lock("/run/lock", 1.0, "first"), pytest.raises(Stuck):
