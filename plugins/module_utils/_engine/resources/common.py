@@ -60,9 +60,10 @@ def targets(
             if other:
                 refusals.append(_named_twice(function.address, other.label, label))
             found[function.address] = Target(label, wish, function)
-            refusals += _hanging(state, function)
     if resource in options.exclusive:
         _add_forgotten(state, resource, found, gone)
+    for target in found.values():
+        refusals += _hanging(state, target.function)
     return list(found.values()), refusals
 
 
