@@ -151,8 +151,6 @@ class SimKernel:
         self.fickle: set[tuple[str, str]] = set()
         self.broken_modules: set[str] = set()
         self.blocking: list[str] = []
-        #: Paths whose reads do not return (lab: sriov_numvfs while a write to it hangs).
-        self.silent: list[str] = []
         #: Functions whose device lock a hanging write holds.
         self.stuck: set[str] = set()
         self.faults: list[tuple[str, str, int]] = []

@@ -122,6 +122,22 @@ def test_remove_takes_a_link_not_what_it_points_to(files, tmp_path):
     assert os.listdir(tmp_path / "engine") == ["1"]
 
 
+def test_a_read_that_hangs_costs_no_other_its_answer(files, tmp_path):
+    """Opening a FIFO for reading blocks until somebody writes."""
+    for name in ("a", "c", "e"):
+        (tmp_path / name).write_text(f"{name}\n")
+    os.mkfifo(tmp_path / "b")
+    os.mkfifo(tmp_path / "d")
+    start = time.monotonic()
+    found = files.attrs_within(["/a", "/b", "/c", "/absent", "/d", "/e"], 0.2)
+    assert found == {"/a": "a", "/c": "c", "/absent": None, "/e": "e"}
+    assert time.monotonic() - start < 5
+    assert files.attrs_within([], 0.2) == {}
+    for name in ("b", "d"):
+        with open(tmp_path / name, "w"):
+            pass
+
+
 # --- Writes ----------------------------------------------------------------------------------------------------------
 
 

@@ -494,6 +494,19 @@ def test_a_count_that_never_returns_is_indeterminate_and_left_alone():
     assert after[stuck + 1 :] in ([], [f"{DEVICES}/{PF1}/sriov_drivers_autoprobe"])
 
 
+def test_the_next_run_does_not_hang_with_the_device():
+    """driver_override_show takes the device's lock: while a count hangs, so does reading the PF and its VFs."""
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2, vf_defaults={"driver": "vfio-pci"})])
+    sim.stuck = {PF1, *sim.functions[PF1].vfs}
+    for wish in (at(PF1, vf_count=3), at(PF1, state="absent")):
+        refused(sim, PF1, "does not answer", sriov=[wish])
+    refused(sim, PF1, "does not answer", sriov=[], exclusive=("sriov",))
+    refused(sim, PF2, f"does not answer for {PF1}", sriov=[at(PF2, vf_count=1)])
+    assert call(sim, vfio=[at(EDU)])["failures"] == {}
+    assert sim.functions[EDU].driver == "vfio-pci"
+
+
 def test_an_undo_that_hangs_is_not_followed_by_more_writes():
     sim = lab()
     sim.probe_errno["vfio-pci", "0000:82:10.2"] = errno.EINVAL
