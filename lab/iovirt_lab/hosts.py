@@ -16,7 +16,7 @@ from pathlib import Path
 from . import accel, image, process, qmp, ssh
 from .common import LabError, is_locked, lock, run, say, stage, wait_for
 from .paths import build_lock, cache_dir, run_dir
-from .qemu import Machine, Qemu
+from .qemu import Machine, Qemu, memory_mib
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 RESERVED = ("build", "probe")
@@ -24,6 +24,7 @@ NVME_MIB = 256
 START_LIMIT = 30.0
 UP_LIMIT = 300.0
 PORT_TRIES = 5
+MAX_CPUS = 64
 
 
 @dataclass
@@ -61,7 +62,9 @@ def load(name: str) -> Host:
     try:
         return Host(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise LabError(f"there is no host {name}", f"lab/lab up {name}") from None
+        # A run folder can be lost while QEMU runs: then the host cannot be used, but it can be ended.
+        todo = f"lab/lab {'down' if process.find(name) else 'up'} {name}"
+        raise LabError(f"there is no host {name}", todo) from None
     except (OSError, ValueError, TypeError) as error:
         raise LabError(f"{path} cannot be read: {error}", f"lab/lab down {name}") from None
 
@@ -75,6 +78,9 @@ def host_lock(name: str) -> contextlib.AbstractContextManager[None]:
 def up(name: str, memory: str, cpus: int, wait: bool, limit: float) -> None:
     """Start a host, unless it runs."""
     folder_of(name)
+    memory_mib(memory)
+    if not 1 <= cpus <= MAX_CPUS:
+        raise LabError(f"{cpus} is no number of CPUs for a host", f"1 to {MAX_CPUS}")
     qemu = image.ensure()
     with host_lock(name):
         if process.find(name) is not None:

@@ -169,9 +169,7 @@ def credentials(machine: Machine) -> list[str]:
 
 def root_port(slot: int, bus: str) -> list[str]:
     """A port of its own for a device: on the bus itself its VFs would share one IOMMU group."""
-    # The firmware knows nothing of VFs: without a reserve, their BARs find no room below an expander bridge.
-    port = f"pcie-root-port,id=port{slot},slot={slot},chassis={slot},bus={bus},mem-reserve=4M,pref64-reserve=32M"
-    return ["-device", port]
+    return ["-device", f"pcie-root-port,id=port{slot},slot={slot},chassis={slot},bus={bus}"]
 
 
 def numa_nodes(machine: Machine) -> list[str]:
