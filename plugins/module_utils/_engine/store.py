@@ -125,8 +125,8 @@ def gone(state: State, resource: str) -> list[Function]:
 
 def _remembered(address: str, entry: Mapping[str, Any]) -> Function:
     identity = entry["identity"]
-    numbers, _, subsystem = str(identity.get("ids", "")).partition(" ")
-    vendor, _, device = numbers.partition(":")
+    numbers, _blank, subsystem = str(identity.get("ids", "")).partition(" ")
+    vendor, _colon, device = numbers.partition(":")
     return Function(
         address=address,
         vendor=vendor,
