@@ -207,8 +207,8 @@ def version() -> str:
 def machines() -> list[Part]:
     """The parts that start containers or virtual machines."""
     return [
-        tool("lab", "a real kernel: the virtual lab host", ["molecule", "test", "-s", "lab"],
-             hindrance=no_path("molecule/lab") or no_path("lab/lab"), groups=("lab",), limit=1800),
+        tool("lab", "a real kernel: molecule's lab scenario, then what it must withstand", ["tests/lab/run"],
+             hindrance=no_path("molecule/lab") or no_path("lab/lab"), groups=("lab",), limit=2400),
         tool("container", "molecule's container scenario", ["molecule", "test", "-s", "container"],
              hindrance=no_path("molecule/container") or no_engine(), groups=("container",), limit=900),
     ]

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A lab host with a real kernel, driven from outside: by Ansible as a user would, and by plain shell to see for oneself.
 
-IOVIRT_LAB_KEEP=1 leaves the host running afterwards; the next run takes it as it is.
+IOVIRT_LAB_HOST names the lab host to use, running or not. Its wishes are those of molecule's lab scenario, whose host these
+tests take over in `make test`. A bare host is first made as wished.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "tests"
+NAME = os.environ.get("IOVIRT_LAB_HOST", "tests")
+SCENARIO = ROOT / "molecule" / "lab" / "inventory" / "group_vars" / "all.yml"
 
 #: All that a refused wish must leave as it was: drivers, counts, overrides, links, and the files of ours.
 SNAPSHOT = r"""
@@ -65,6 +67,7 @@ class Lab:
         done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=self.folder)
         assert (tree / NAME).exists(), done.stdout + done.stderr
         result: dict[str, Any] = json.loads((tree / NAME).read_text())
+        result["failed"] = done.returncode != 0
         assert "Traceback" not in json.dumps(result), result
         return result
 
@@ -78,20 +81,6 @@ class Lab:
 
     def snapshot(self) -> str:
         return self.shell(SNAPSHOT)
-
-    def reboot(self) -> None:
-        boot = self.shell("cat /proc/sys/kernel/random/boot_id")
-        self.shell("systemd-run --quiet --on-active=1 systemctl reboot")
-        end = time.monotonic() + 400
-        while time.monotonic() < end:
-            time.sleep(3)
-            try:
-                now = self.shell("cat /proc/sys/kernel/random/boot_id", limit=30)
-            except (AssertionError, subprocess.TimeoutExpired):
-                continue
-            if now != boot:
-                return
-        raise AssertionError("the lab host did not come back within 400 s after its reboot")
 
     def drivers(self) -> dict[str, str]:
         """VF address -> driver, as lspci says."""
@@ -108,5 +97,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     host = Lab(tmp_path_factory.mktemp("lab"))
     host.start()
     yield host
-    if not os.environ.get("IOVIRT_LAB_KEEP"):
+    if "IOVIRT_LAB_HOST" not in os.environ:
         host.lab("down", NAME)
+
+
+@pytest.fixture(scope="session")
+def wishes(lab: Lab) -> dict[str, Any]:
+    """What the host is meant to be, as arguments of the module `devices`. On a bare host it is first made so."""
+    variables = yaml.safe_load(SCENARIO.read_text())
+    if lab.shell("ls /sys/kernel/iommu_groups") == "":
+        lab.playbook("iovirt.host.site", variables)
+    return {"sriov": variables["sriov_devices"], "vfio": variables["vfio_devices"]}
