@@ -176,8 +176,10 @@ def _release(host: Host, args: Args) -> None:
     if wanted and _driver(host, address) == wanted:
         return
     _unbind(host, address)
-    if wanted:
-        _load(host, wanted)
+    if override:
+        _load(host, override)
+    elif native:
+        _load_as_udev_would(host, address, native)
     _offer(host, address)
     if wanted is None or (not override and _may_stay_without(host, address, wanted)):
         return
@@ -239,6 +241,14 @@ def _load(host: Host, driver: str) -> None:
         raise EngineError(f"modprobe {driver} failed: {err.strip() or code}. Install or repair the module.")
     if not host.wait(lambda: host.files.exists(f"{DRIVERS}/{driver}"), APPEAR_LIMIT):
         raise EngineError(f"modprobe {driver} succeeded, but there is no driver {driver} on the PCI bus.")
+
+
+def _load_as_udev_would(host: Host, address: str, native: str) -> None:
+    """By modalias: a module may be called otherwise than its driver (xhci_hcd is in xhci_pci), it may be built in, and
+    an operator may have blacklisted it. Whether a driver came is seen by whether it takes the device."""
+    modalias = host.files.attr(f"{DEVICES}/{address}/modalias")
+    if modalias and not host.files.exists(f"{DRIVERS}/{native}"):
+        host.run(["modprobe", "--use-blacklist", "--", modalias])
 
 
 # --- Files ---------------------------------------------------------------------------------------------------------

@@ -214,11 +214,20 @@ def _used_block_devices(files: Files) -> dict[str, str]:
         # There while it is mounted; mountinfo names one of its devices only.
         for name in files.names(f"/sys/fs/btrfs/{uuid}/devices"):
             used.setdefault(files.resolve(f"/sys/class/block/{name}"), f"part of the mounted btrfs {uuid}")
+    pools = files.names("/proc/spl/kstat/zfs")
     for name in files.names("/sys/class/block"):
+        if pools and _is_zfs(files, name):
+            used.setdefault(files.resolve(f"/sys/class/block/{name}"), "part of a ZFS pool")
         holders = files.names(f"/sys/class/block/{name}/holders")
         if holders:
             used.setdefault(files.resolve(f"/sys/class/block/{name}"), f"part of {', '.join(holders)}")
     return used
+
+
+def _is_zfs(files: Files, name: str) -> bool:
+    """A member of a pool has neither a holder nor a device name in the table of mounts; udev's database knows it."""
+    number = files.attr(f"/sys/class/block/{name}/dev")
+    return "E:ID_FS_TYPE=zfs_member" in (files.text(f"/run/udev/data/b{number}") or "").splitlines()
 
 
 def _functions_below(files: Files, device: str) -> list[str]:

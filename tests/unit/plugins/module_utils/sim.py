@@ -740,6 +740,12 @@ class SimKernel:
             for driver in drivers:
                 self._register(driver.name)
             return (0, "", "") if drivers else (1, "", f"modprobe: FATAL: Module {argv[2]} not found")
+        if argv[:3] == ["modprobe", "--use-blacklist", "--"]:
+            alike = [f for f in self.functions.values() if f.modalias == argv[3]]
+            drivers = [d for d in self.known_drivers.values() if any(f.ids in d.ids or f.class_code in d.ids for f in alike)]
+            for driver in drivers:
+                self._register(driver.name)
+            return (0, "", "") if drivers else (1, "", f"modprobe: FATAL: Module {argv[3]} not found")
         if argv[0].endswith("grub-mkconfig"):
             return self._mkconfig(argv[2])
         if argv[0] in ("systemctl", "udevadm"):

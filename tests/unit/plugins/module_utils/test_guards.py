@@ -196,6 +196,19 @@ def test_a_volume_over_lvm_over_raid_over_a_partition():
     stands(sim, NVME, "boot_disk", "part of md0")
 
 
+def test_a_member_of_a_zfs_pool():
+    """No holder, and the mount's source is the pool: only udev's database tells."""
+    sim = lab()
+    number = sim.attr("/sys/class/block/nvme0n1p1/dev")
+    sim.files[f"/run/udev/data/b{number}"] = "S:disk/by-id/x\nE:ID_FS_TYPE=zfs_member\n"
+    sim._tree = None
+    # Labelled, and no pool is imported: nothing on the host uses it.
+    assert call(sim, check=True, vfio=[at(NVME)])["changed"]
+    sim.files["/proc/spl/kstat/zfs/tank/io"] = ""
+    sim._tree = None
+    stands(sim, NVME, "boot_disk", "part of a ZFS pool")
+
+
 def test_a_namespace_with_native_multipath():
     """It hangs below a virtual subsystem; its controllers are links there (drivers/nvme/host/multipath.c)."""
     sim = lab()
