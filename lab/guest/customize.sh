@@ -27,7 +27,8 @@ PermitRootLogin prohibit-password
 PasswordAuthentication no
 UseDNS no
 EOF
-mkdir -p -m 0700 /root/.ssh
+mkdir -p /root/.ssh
+chmod 0700 /root/.ssh
 
 # The name comes from QEMU, as a credential that systemd reads: each host over this image has its own.
 rm -f /etc/hostname
