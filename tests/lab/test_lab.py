@@ -43,6 +43,23 @@ def expected_drivers(lab: Any) -> None:
     assert "vfio-pci" in lab.shell("lspci -kd 1234:11e8 | grep 'in use'")
 
 
+def test_vf_netdevs_are_left_alone(wishes: dict[str, Any], lab: Any) -> None:
+    """A file that gives DHCP to every port: networkd takes the ports, and leaves their VFs alone."""
+    everything = "/etc/systemd/network/99-everything.network"
+    lab.shell(f"printf '[Match]\\nDriver=igb igbvf\\n[Network]\\nLinkLocalAddressing=ipv6\\n' > {everything}; networkctl reload; sleep 3")
+    try:
+        names = "for d in /sys/bus/pci/drivers/%s/0*; do ls $d/net; done"
+        for driver, setup in (("igb", {"configuring", "configured", "degraded"}), ("igbvf", {"unmanaged"})):
+            links = lab.shell(names % driver).split()
+            assert len(links) == 2
+            states = lab.shell("networkctl list --no-legend --no-pager")
+            found = {line.split()[1]: line.split()[-1] for line in states.splitlines()}
+            assert {found[link] for link in links} <= setup, states
+        assert "NM_UNMANAGED=1" in lab.shell(f"udevadm info /sys/class/net/{links[0]}")
+    finally:
+        lab.shell(f"rm {everything}; networkctl reload")
+
+
 SELECTORS: list[dict[str, Any]] = [
     {"driver": ["igb"]},
     {"class": ["ethernet"], "vendor": ["8086"]},

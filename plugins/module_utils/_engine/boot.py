@@ -26,6 +26,7 @@ UNITS = "/etc/systemd/system"
 UNIT = "iovirt-replay.service"
 WANTED = f"{UNITS}/multi-user.target.wants/{UNIT}"
 RULES = "/etc/udev/rules.d/99-iovirt.rules"
+NETWORK = "/etc/systemd/network/00-iovirt-vf.network"
 COMMAND = "/usr/local/sbin/iovirt"
 PACKAGE = "iovirt_engine"
 
@@ -69,6 +70,17 @@ TimeoutStartSec=300
 TimeoutStopSec=5
 """
 
+# For a networkd that does not know ID_NET_MANAGED_BY (before systemd 255); read when it starts. The name sorts before
+# any other, and networkd takes the first file that matches (systemd.network(5)).
+_NETWORK_FILE = f"""{_NOTE}
+# The network devices of VFs are for guests: without this they would get DHCP the moment they appear.
+[Match]
+Property=ID_NET_MANAGED_BY=iovirt.host
+
+[Link]
+Unmanaged=yes
+"""
+
 _COMMAND = f"""#!/bin/sh
 {_NOTE}
 exec %(python)s -I {CURRENT} "$@"
@@ -89,18 +101,25 @@ def wanted_files(python: str, declared: Collection[str]) -> dict[str, tuple[str,
         f"{UNITS}/{UNIT}": (_BOOT_UNIT % fill, 0o644),
         f"{UNITS}/iovirt-replay@.service": (_DEVICE_UNIT % fill, 0o644),
         RULES: (_rules(declared), 0o644),
+        NETWORK: (_NETWORK_FILE, 0o644),
         COMMAND: (_COMMAND % fill, 0o755),
     }
 
 
 def _rules(declared: Collection[str]) -> str:
-    """A driver that comes back (reload, firmware reset) finds its device as it was declared. Events of vfio-pci are our
-    own doing."""
+    """A driver that comes back (reload, firmware reset) finds its device as it was declared; events of vfio-pci are our
+    own doing. And the network devices of declared ports' VFs are kept out of NetworkManager (NM_UNMANAGED) and of
+    networkd (ID_NET_MANAGED_BY, link_configure in networkd-link.c): else they get DHCP the moment they appear."""
+    vf = (
+        'SUBSYSTEM=="net", ACTION!="remove", ATTR{device/physfn/uevent}=="*PCI_SLOT_NAME=%(a)s*", '
+        'ENV{ID_NET_MANAGED_BY}="iovirt.host", ENV{NM_UNMANAGED}="1"'
+    )
     rule = (
         'ACTION=="bind", SUBSYSTEM=="pci", KERNEL=="%(a)s", ENV{DRIVER}!="vfio-pci", '
         'RUN+="/bin/systemctl --no-block start iovirt-replay@%(a)s.service"'
     )
-    return "\n".join([_NOTE, *(rule % {"a": address} for address in sorted(declared))]) + "\n"
+    lines = [line % {"a": address} for address in sorted(declared) for line in (rule, vf)]
+    return "\n".join([_NOTE, *lines]) + "\n"
 
 
 def engine_files(sources: Mapping[str, str]) -> dict[str, str]:

@@ -261,3 +261,16 @@ def test_a_read_only_usr_keeps_the_replay_off_no_host():
     assert call(sim, vfio=[at(EDU)])["failures"] == {}
     assert sim.text(boot.RULES) and sim.text(boot.COMMAND) is None
     assert not call(sim, vfio=[at(EDU)])["changed"]
+
+
+def test_network_devices_of_vfs_are_left_to_guests():
+    """Not the port's own: only what hangs below a declared PF."""
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    rules = [line for line in sim.text(boot.RULES).splitlines() if 'SUBSYSTEM=="net"' in line]
+    assert len(rules) == 1
+    assert f"device/physfn/uevent}}==\"*PCI_SLOT_NAME={PF1}*\"" in rules[0]
+    assert 'ENV{NM_UNMANAGED}="1"' in rules[0] and 'ENV{ID_NET_MANAGED_BY}="iovirt.host"' in rules[0]
+    assert "Property=ID_NET_MANAGED_BY=iovirt.host" in sim.text(boot.NETWORK)
+    call(sim, sriov=[], exclusive=("sriov",))
+    assert sim.text(boot.NETWORK) is None
