@@ -37,6 +37,8 @@ def create_module(name: str) -> AnsibleModule:
 def run(name: str, call: Callable[[AnsibleModule, Host, engine.Call], Mapping[str, Any]]) -> None:
     """Build the module, call the engine, hand its answer to Ansible. An error of ours is a sentence, not a traceback."""
     module = create_module(name)
+    if os.geteuid() != 0 and name != "host_info":
+        module.fail_json(msg="It needs root, in check mode too: guards see a part of the host only. Set become: true.")
     try:
         result = call(module, _host(module), engine.Call(check=module.check_mode, who=f"Ansible module {name}"))
     except EngineError as error:
@@ -71,8 +73,14 @@ def _host(module: AnsibleModule) -> Host:
         run=lambda argv: _run_command(module, argv),
         environment=os.environ,
         sources=_sources,
-        python=sys.executable,
+        python=_python(),
     )
+
+
+def _python() -> str:
+    """By the name that outlives an upgrade of the distribution, where that is the Python that runs this."""
+    usual = "/usr/bin/python3"
+    return usual if os.path.realpath(usual) == os.path.realpath(sys.executable) else sys.executable
 
 
 def _run_command(module: AnsibleModule, argv: list[str]) -> tuple[int, str, str]:

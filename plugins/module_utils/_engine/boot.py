@@ -50,7 +50,7 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart=%(python)s -I {CURRENT} replay
 # The replay ends by itself before that (its budget); this is for a kernel that does not answer.
-TimeoutStartSec=180
+TimeoutStartSec=420
 TimeoutStopSec=5
 
 [Install]
@@ -94,21 +94,21 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def wanted_files(python: str, declared: Collection[str]) -> dict[str, tuple[str, int]]:
+def wanted_files(python: str, declared: Collection[str], ours: Collection[str] = ()) -> dict[str, tuple[str, int]]:
     """Path -> content and mode of everything but the engine."""
     fill = {"python": python}
     return {
         f"{UNITS}/{UNIT}": (_BOOT_UNIT % fill, 0o644),
         f"{UNITS}/iovirt-replay@.service": (_DEVICE_UNIT % fill, 0o644),
-        RULES: (_rules(declared), 0o644),
+        RULES: (_rules(declared, ours), 0o644),
         NETWORK: (_NETWORK_FILE, 0o644),
         COMMAND: (_COMMAND % fill, 0o755),
     }
 
 
-def _rules(declared: Collection[str]) -> str:
+def _rules(declared: Collection[str], ours: Collection[str]) -> str:
     """A driver that comes back (reload, firmware reset) finds its device as it was declared; events of vfio-pci are our
-    own doing. And the network devices of declared ports' VFs are kept out of NetworkManager (NM_UNMANAGED) and of
+    own doing. And the network devices of the VFs that are of our making (of the ports `ours`) are kept out of NetworkManager (NM_UNMANAGED) and of
     networkd (ID_NET_MANAGED_BY, link_configure in networkd-link.c): else they get DHCP the moment they appear."""
     vf = (
         'SUBSYSTEM=="net", ACTION!="remove", ATTR{device/physfn/uevent}=="*PCI_SLOT_NAME=%(a)s*", '
@@ -118,7 +118,7 @@ def _rules(declared: Collection[str]) -> str:
         'ACTION=="bind", SUBSYSTEM=="pci", KERNEL=="%(a)s", ENV{DRIVER}!="vfio-pci", '
         'RUN+="/bin/systemctl --no-block start iovirt-replay@%(a)s.service"'
     )
-    lines = [line % {"a": address} for address in sorted(declared) for line in (rule, vf)]
+    lines = [rule % {"a": address} for address in sorted(declared)] + [vf % {"a": address} for address in sorted(ours)]
     return "\n".join([_NOTE, *lines]) + "\n"
 
 
@@ -144,12 +144,14 @@ def read(files: Files, python: str) -> dict[str, Any]:
     }
 
 
-def plan(state: State, declared: Collection[str], wanted_version: str, python: str) -> list[Action]:
+def plan(
+    state: State, declared: Collection[str], wanted_version: str, python: str, ours: Collection[str] = ()
+) -> list[Action]:
     """Install, refresh or remove the replay, by whether any device is declared."""
     now = state.replay
     if not declared:
         return [_removal(now)] if now["version"] else []
-    wanted = {path: text for path, (text, _mode) in wanted_files(python, declared).items()}
+    wanted = {path: text for path, (text, _mode) in wanted_files(python, declared, ours).items()}
     # The operator's command may be missing, where it could not be written.
     same = all(now["files"].get(path) in (text, None if path == COMMAND else text) for path, text in wanted.items())
     if now["version"] == wanted_version and now["enabled"] and same:
@@ -159,7 +161,7 @@ def plan(state: State, declared: Collection[str], wanted_version: str, python: s
             kind="install_replay",
             unit=HOST,
             text=f"install the boot replay in {CURRENT} (engine {wanted_version}) with {UNIT} and {RULES}",
-            args={"version": wanted_version, "declared": sorted(declared), "previous": now},
+            args={"version": wanted_version, "declared": sorted(declared), "ours": sorted(ours), "previous": now},
             before={"replay": _summary(now["version"], now["files"].get(RULES))},
             after={"replay": _summary(wanted_version, wanted[RULES])},
         )
@@ -189,7 +191,7 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     folder = f"{HOME}/engine/{args['version']}"
     for name, text in engine_files(host.sources()).items():
         host.files.replace(f"{folder}/{name}", text)
-    for path, (text, mode) in wanted_files(host.python, args["declared"]).items():
+    for path, (text, mode) in wanted_files(host.python, args["declared"], args["ours"]).items():
         _write(host.files, path, text, mode)
     host.files.symlink(args["version"], CURRENT)
     host.files.symlink(f"../{UNIT}", WANTED)

@@ -106,7 +106,8 @@ def plan_devices(host: Host, state: State, wishes: Wishes, options: Options, dec
                 _note(declared[name], action.args)
     plan.refusals += _ruled_twice(state, declared)
     if declare and host.sources is not None:
-        _add_replay(host, state, plan, {address for entries in declared.values() for address in entries})
+        ours = {address for address, entry in declared["sriov"].items() if _made_by_us(entry)}
+        _add_replay(host, state, plan, {address for entries in declared.values() for address in entries}, ours)
     return plan
 
 
@@ -131,12 +132,17 @@ def _ruled_twice(state: State, declared: Mapping[str, Mapping[str, Any]]) -> lis
     return refusals
 
 
-def _add_replay(host: Host, state: State, plan: Plan, declared: Collection[str]) -> None:
+def _made_by_us(entry: Mapping[str, Any]) -> bool:
+    """Are all VFs of this port of our making? The host may use those that it had before."""
+    return bool(entry["wish"].get("vf_count")) and not entry["origin"].get("vf_count")
+
+
+def _add_replay(host: Host, state: State, plan: Plan, declared: Collection[str], ours: Collection[str]) -> None:
     """Installing goes first, so that a crash in the middle is mended at the next boot; removing goes last."""
     if host.sources is None:
         return
     version = boot.version(host.sources()) if declared else ""
-    actions = boot.plan(state, declared, version, host.python)
+    actions = boot.plan(state, declared, version, host.python, ours)
     plan.actions = [*actions, *plan.actions] if declared else [*plan.actions, *actions]
 
 

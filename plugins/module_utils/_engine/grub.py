@@ -173,8 +173,10 @@ def _check(files: Files, text: str, args: Mapping[str, Any]) -> None:
     if not normal:
         raise EngineError(f"{args['tool']} wrote a configuration without any kernel. {CONFIG} is as it was.")
     for entry in normal:
-        # With a /boot of its own, GRUB's paths start there.
-        if not files.exists(entry.kernel) and not files.exists(f"/boot{entry.kernel}"):
+        # GRUB's paths start at its own root: a /boot of its own, a btrfs subvolume (/@/boot/...), a ZFS dataset. The
+        # kernel itself is in /boot in all of them.
+        name = entry.kernel.strip("\"'").rpartition("/")[2]
+        if not files.exists(f"/boot/{name}") and not files.exists(entry.kernel):
             raise EngineError(
                 f"the entry '{entry.title}' names {entry.kernel}, which is not there. {CONFIG} is as it was."
             )

@@ -76,6 +76,9 @@ def _reach(state: State, netdev: Netdev, leaving: Collection[str] = ()) -> Itera
             continue
         seen.add(current.name)
         yield current, shared
+        if current.kind == "openvswitch":
+            # Its bridges and internal ports hang on the datapath inside the switch: sysfs shows no link between them.
+            todo += [(netdev, shared) for netdev in state.netdevs.values() if netdev.kind == "openvswitch"]
         for name in current.uppers:
             upper = state.netdevs.get(name)
             if upper:

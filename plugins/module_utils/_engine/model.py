@@ -24,13 +24,15 @@ HOST = "host"
 
 @dataclass(frozen=True)
 class Netdev:
-    """A network device. `addresses` holds the global ones only: a link-local address is nobody's way in."""
+    """A network device. `addresses` holds the global ones only: a link-local address counts only where the controller came in
+    by it."""
 
     name: str
     mac: str = ""
     up: bool = False
     carrier: bool = False
     addresses: tuple[str, ...] = ()
+    link_local: tuple[str, ...] = ()
     default_route: bool = False
     uppers: tuple[str, ...] = ()
     lowers: tuple[str, ...] = ()

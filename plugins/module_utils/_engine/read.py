@@ -78,7 +78,7 @@ def _read_functions(files: Files, stored: Mapping[str, Any], drivers: frozenset[
     for address in addresses:
         function = _read_function(files, address, slots, disks, netdevs, overrides)
         functions[address] = function
-        if not _has_own_driver(function) and address not in recorded:
+        if not _has_own_driver(function) and (address, store.ids(function)) not in recorded:
             modaliases[address] = files.attr(f"{DEVICES}/{address}/modalias") or ""
     native = aliases.native_drivers(files, set(modaliases.values()) - {""}, drivers)
     return {
@@ -92,10 +92,10 @@ def _has_own_driver(function: Function) -> bool:
     return function.driver is not None and not function.override and not function.driver.startswith("vfio")
 
 
-def _native(function: Function, recorded: Mapping[str, str], by_alias: str | None) -> str | None:
+def _native(function: Function, recorded: Mapping[tuple[str, str], str], by_alias: str | None) -> str | None:
     if _has_own_driver(function):
         return function.driver
-    return recorded.get(function.address, by_alias)
+    return recorded.get((function.address, store.ids(function)), by_alias)
 
 
 def _read_function(
@@ -236,7 +236,8 @@ def _functions_below(files: Files, device: str) -> list[str]:
         return [f for name in below for f in _functions_below(files, files.resolve(f"/sys/class/block/{name}"))]
     addresses = ADDRESS.findall(device)
     if addresses:
-        return [addresses[-1]]
+        # Also what is above it: behind a VMD controller the disk sits in a PCI domain of its own.
+        return list(dict.fromkeys(addresses))
     return _nvme_functions(files, device)
 
 
@@ -282,6 +283,7 @@ def _read_netdev(files: Files, link: Mapping[str, Any], routed: set[str]) -> Net
         up="UP" in flags,
         carrier="LOWER_UP" in flags,
         addresses=tuple(addresses),
+        link_local=tuple(item["local"] for item in link.get("addr_info", []) if item.get("scope") == "link"),
         default_route=name in routed,
         uppers=tuple(entry[6:] for entry in here if entry.startswith("upper_")),
         lowers=tuple(entry[6:] for entry in here if entry.startswith("lower_")),
@@ -308,7 +310,8 @@ def _control_netdev(environment: Mapping[str, str], netdevs: Mapping[str, Netdev
     parts = environment.get("SSH_CONNECTION", "").split()
     if len(parts) != 4:
         return None
-    return next((name for name, netdev in netdevs.items() if parts[2] in netdev.addresses), None)
+    address = parts[2].partition("%")[0]
+    return next((name for name, n in netdevs.items() if address in (*n.addresses, *n.link_local)), None)
 
 
 # --- IOMMU and its users -------------------------------------------------------------------------------------------

@@ -15,12 +15,16 @@ from .errors import EngineError
 from .host import Host
 from .model import State
 from .read import DEVICES, Needs, read_state
+from .resources import common
 from .resources.common import Options
 
 #: Seconds for all devices together to show up with their drivers. Past it the host goes on without the missing ones.
 BUDGET = 45.0
 #: Seconds after which no further device is begun, so that the host is never held off its network for longer.
 TOTAL = 120.0
+
+#: Resource, address, stored entry.
+Entry = tuple[str, str, Mapping[str, Any]]
 
 #: What the last replay did, for the next run's report. In /run: it is about this boot.
 RESULT = "/run/iovirt-replay.json"
@@ -30,27 +34,37 @@ def run(host: Host, only: str | None) -> dict[str, Any]:
     """Replay all declared devices, or one. Never raises for a single device: the others come back all the same."""
     deadline = host.clock() + TOTAL
     declared = store.load_all(host.files)
-    entries = [(name, address, entry) for name in declared for address, entry in declared[name]["devices"].items()]
-    entries = [item for item in entries if only in (None, item[1])]
+    entries = [item for item in entries_of(declared) if only in (None, item[1])]
     _wait_for_drivers(host, entries)
-    state = read_state(host, Needs())
-    wishes: dict[str, list[Mapping[str, Any]]] = {}
-    missing = []
-    for name, address, entry in entries:
-        wrong = _not_the_same(state, address, entry["identity"])
-        if wrong:
-            missing.append(wrong)
-        else:
-            wishes.setdefault(name, []).append(as_wish(name, address, entry["wish"]))
+    state = _read_when_settled(host, deadline)
+    wishes, missing = wishes_of(state, entries)
     call = engine.Call(who="boot replay", declare=False, deadline=deadline)
-    result = _converge(host, wishes, granted(declared), call)
-    result["failures"].update({text.partition(": ")[0]: text for text in missing})
+    result = converge(host, wishes, granted(declared), call)
+    result["failures"].update(missing)
     if only is None:
         host.files.replace(RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n", mode=0o600)
     return result
 
 
-def _converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.Call) -> dict[str, Any]:
+def wishes_of(state: State, entries: Collection[Entry]) -> tuple[engine.Wishes, dict[str, str]]:
+    """The wishes of those declared devices that are there, and why the others are left alone."""
+    wishes: dict[str, list[Mapping[str, Any]]] = {}
+    missing = {}
+    for name, address, entry in entries:
+        wrong = store.not_the_same(state, address, entry["identity"])
+        if wrong:
+            missing[address] = wrong
+        else:
+            wishes.setdefault(name, []).append(as_wish(name, address, entry["wish"]))
+    return wishes, missing
+
+
+def entries_of(declared: Mapping[str, Any]) -> list[Entry]:
+    """All declared devices: resource, address, entry."""
+    return [(name, address, entry) for name in declared for address, entry in declared[name]["devices"].items()]
+
+
+def converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.Call) -> dict[str, Any]:
     """All at once where that works; where something is refused, device by device, so that one bad device does not keep
     the others from coming back."""
     try:
@@ -85,7 +99,17 @@ def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:
     return {"match": match, "vf_count": wish["vf_count"], "vfs": vfs}
 
 
-def _wait_for_drivers(host: Host, entries: Collection[tuple[str, str, Mapping[str, Any]]]) -> None:
+def _read_when_settled(host: Host, deadline: float) -> State:
+    """At boot a driver may still be in its probe, which holds the device's lock: that is no hanging write, so it is
+    waited for, within the time."""
+    state = read_state(host, Needs())
+    while common.any_hanging(state) and host.clock() < deadline - TOTAL + BUDGET:
+        host.sleep(1.0)
+        state = read_state(host, Needs())
+    return state
+
+
+def _wait_for_drivers(host: Host, entries: Collection[Entry]) -> None:
     """VFs can be made only once the PF's driver is there. A function for vfio needs but to exist: with the override in
     place its own driver never gets it."""
 
@@ -96,23 +120,6 @@ def _wait_for_drivers(host: Host, entries: Collection[tuple[str, str, Mapping[st
         )
 
     host.wait(ready, BUDGET)
-
-
-def _not_the_same(state: State, address: str, identity: Mapping[str, str]) -> str | None:
-    """Why the device at an address is not the one that was declared, or None."""
-    function = state.functions.get(address)
-    if function is None:
-        return (
-            f"{address}: the declared device is not there. Run the collection again, or give it back (state: absent)."
-        )
-    now = store.identity(state, function)
-    differing = [
-        key for key in ("ids", "serial", "mac") if identity.get(key) and now[key] and now[key] != identity[key]
-    ]
-    if differing:
-        what = ", ".join(f"{key} {now[key]} instead of {identity[key]}" for key in differing)
-        return f"{address}: another device is there now ({what}), so it was left alone. Run the collection again."
-    return None
 
 
 def parse(text: str | None) -> dict[str, Any] | None:

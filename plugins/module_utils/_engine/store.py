@@ -114,6 +114,21 @@ def ids(function: Function) -> str:
     return f"{function.vendor}:{function.device} {function.subsystem}"
 
 
+def not_the_same(state: State, address: str, known: Mapping[str, str]) -> str | None:
+    """Why the device at an address is not the one that was declared, or None."""
+    function = state.functions.get(address)
+    if function is None:
+        return (
+            f"{address}: the declared device is not there. Run the collection again, or give it back (state: absent)."
+        )
+    now = identity(state, function)
+    differing = [key for key in ("ids", "serial", "mac") if known.get(key) and now[key] and now[key] != known[key]]
+    if differing:
+        what = ", ".join(f"{key} {now[key]} instead of {known[key]}" for key in differing)
+        return f"{address}: another device is there now ({what}), so it was left alone. Run the collection again."
+    return None
+
+
 def gone(state: State, resource: str) -> list[Function]:
     """The devices that are recorded and no longer there, as far as the record knows them."""
     return [
@@ -138,12 +153,13 @@ def _remembered(address: str, entry: Mapping[str, Any]) -> Function:
     )
 
 
-def recorded_drivers(stored: Mapping[str, Any]) -> dict[str, str]:
-    """address -> the driver that the device had before the collection gave it another."""
+def recorded_drivers(stored: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Address and ids -> the driver that the device had before the collection gave it another. With the ids: another
+    card in the same place has a driver of its own."""
     found = {}
     for document in stored.values():
         for address, entry in document["devices"].items():
             driver = entry["origin"].get("driver")
             if driver:
-                found[address] = driver
+                found[address, entry["identity"].get("ids", "")] = driver
     return found

@@ -35,8 +35,9 @@ def plan(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> 
     if state == "absent":
         return kernel_cmdline.plan(parameters, Wish(release=_KEYS))
     if not iommu.tables:
-        if state == "disabled":
-            return Plan()
+        if in_force(iommu, state, mode):
+            # A kind without an ACPI table (device tree, virtio-iommu), or none and none wished.
+            return Plan(predicted={"iommu": state == "enabled"})
         return Plan(refusals=[_no_table()])
     if state == "disabled" and not _SWITCH[iommu.tables[0]]["off"]:
         return Plan(refusals=[_no_switch()])
@@ -45,8 +46,9 @@ def plan(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> 
     if in_force(iommu, state, mode):
         # The kernel's default or a richer command line already does it: no reboot for the sake of a word.
         result.reboot_reasons = []
-    elif not result.reboot_reasons and not result.refusals:
-        result.reboot_reasons = [f"IOMMU: {state}{f', {mode}' if mode else ''} comes with the next boot"]
+    elif not result.reboot_reasons and not result.refusals and not result.actions:
+        # This boot was started with all of it: another one would be for nothing.
+        result.refusals.append(Refusal("IOMMU", _not_come_true(iommu, parameters, state, mode), "Nothing was changed."))
     result.predicted = {"iommu": state == "enabled"}
     return result
 
@@ -71,8 +73,12 @@ def _wish(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) ->
         # On without being told to: this kernel's default. Only what stands against it must not come.
         present = []
         absent = list(switch["against"])
-    if mode == "passthrough" and current_mode(iommu) != "passthrough":
-        present.append("iommu=pt" if iommu.tables[0] != "IORT" else "iommu.passthrough=1")
+    if mode == "passthrough":
+        # In force by a word of this boot alone (typed in GRUB, say) it must come to the next one as well.
+        said = [word for word in _PASSTHROUGH if cmdline.satisfied(parameters.running, word)][:1]
+        if current_mode(iommu) != "passthrough":
+            said = ["iommu=pt" if iommu.tables[0] != "IORT" else "iommu.passthrough=1"]
+        present += said
     if mode == "translated":
         absent += _PASSTHROUGH
     return Wish(present=_joined(present), absent=absent)
@@ -118,9 +124,13 @@ def proof(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) ->
     """After the reboot: the sentence an operator needs when the wish did not come true, or None."""
     if in_force(iommu, state, mode):
         return None
+    return f"IOMMU: {_not_come_true(iommu, parameters, state, mode)}"
+
+
+def _not_come_true(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> str:
     is_now = "off" if not iommu.active else f"on ({current_mode(iommu)})"
     return (
-        f"IOMMU: it is {is_now} although {state}{f' ({mode})' if mode else ''} was wished and this boot was to bring it. "
+        f"it is {is_now} although {state}{f' ({mode})' if mode else ''} was wished and this boot was to bring it. "
         f"The kernel was started with: {' '.join(parameters.running)}. Look for DMAR, AMD-Vi or SMMU in the kernel log; a second reboot "
         "would change nothing."
     )

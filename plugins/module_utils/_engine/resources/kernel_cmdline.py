@@ -92,9 +92,11 @@ def _waiting(state: Parameters, wish: Wish, ours: Sequence[str], dropped: Sequen
     found = grub.unmet(state.running, wish.present, wish.absent)
     coming = grub.predict(state.loader.normal[0], ours, dropped, state.loader.ours)
     for key in map(cmdline.key_of, wish.release):
-        now, then = (_values(words, key) for words in (state.running, coming))
-        if now != then:
-            found.append(f"{key} as it was ({', '.join(then) or 'not there'})")
+        now, then, own = (_values(words, key) for words in (state.running, coming, state.loader.ours))
+        # While ours is being taken back nobody knows yet what was inherited below it: then only what is ours and
+        # running counts.
+        if set(own) & set(now) if own else now != then:
+            found.append(f"{key} without {', '.join(own or now)}")
     return found
 
 

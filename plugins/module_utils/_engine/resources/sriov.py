@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .. import drivers, guards
+from .. import drivers, guards, store
 from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Function, Plan, Refusal, Sriov, State
 from . import common
 from .common import Options, Target
@@ -357,9 +357,11 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
     result = Plan()
     entry = common.stored_entry(state, NAME, target.function.address)
     sriov = target.function.sriov
-    if entry is not None and target.function.address not in state.functions:
+    if entry is None:
+        return result
+    if sriov is None or store.not_the_same(state, target.function.address, entry["identity"]):
+        # Gone, or another card stands there now: that one is nobody's to give back.
         result.actions = common.forget(state, NAME, target.function)
-    if entry is None or sriov is None:
         return result
     origin = entry["origin"]
     overrides: Mapping[str, str] = origin.get("overrides", {})

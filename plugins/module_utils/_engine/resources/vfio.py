@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import guards
+from .. import guards, store
 from ..model import AFTER_REBOOT, Action, Function, Plan, Refusal, State
 from . import common
 from .common import Options, Target
@@ -116,7 +116,9 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
     entry = common.stored_entry(state, NAME, function.address)
     if entry is None:
         return result
-    if function.address in state.functions and not _as_before(function, entry["origin"]):
+    # Gone, or another card stands there now: that one is nobody's to give back.
+    same = store.not_the_same(state, function.address, entry["identity"]) is None
+    if same and not _as_before(function, entry["origin"]):
         if common.guarded(result, guards.before_unbind(state, function), options, function.address):
             return result
         result.actions.append(_release(function, entry["origin"]))

@@ -120,7 +120,7 @@ def test_what_is_installed_starts(tmp_path):
     """The real sources, as the door packs them, with the flags of the unit; a wrong call says how it is used."""
     host = Host(files=FileSystem(str(tmp_path)), run=lambda argv: (0, "", ""), sources=sources, python=sys.executable)
     version = boot.version(sources())
-    boot.install(host, {"version": version, "declared": [PF1], "previous": {"version": None, "files": {}}})
+    boot.install(host, {"version": version, "declared": [PF1], "ours": [PF1], "previous": {"version": None, "files": {}}})
     folder = str(tmp_path) + boot.CURRENT
     assert os.path.realpath(folder).endswith(version)
     done = subprocess.run([sys.executable, "-I", folder, "nonsense"], capture_output=True, text=True, check=False)
@@ -165,6 +165,7 @@ def test_the_engine_runs_on_the_oldest_python_of_a_target():
 @pytest.fixture
 def operator(monkeypatch, capsys):
     def run(sim, *arguments):
+        monkeypatch.setattr(cli.os, "geteuid", lambda: 0)
         monkeypatch.setattr(cli, "Host", lambda **_more: sim.host(environment={}, sources=None))
         code = cli.main(list(arguments))
         out, err = capsys.readouterr()
@@ -274,3 +275,46 @@ def test_network_devices_of_vfs_are_left_to_guests():
     assert "Property=ID_NET_MANAGED_BY=iovirt.host" in sim.text(boot.NETWORK)
     call(sim, sriov=[], exclusive=("sriov",))
     assert sim.text(boot.NETWORK) is None
+
+
+def test_the_operators_command_leaves_another_card_alone(operator):
+    """As the replay does: a card that took the place of a declared one is none of ours, whatever was allowed there."""
+    sim = lab()
+    call(sim, vfio=[at(NVME), at(EDU)])
+    sim.functions[NVME].serial = "OTHER"
+    sim.reboot()
+    code, out, _err = operator(sim, "apply")
+    assert code == 1 and "another device" in out and "OTHER" in out
+    assert sim.functions[NVME].driver == "nvme"
+    assert sim.functions[EDU].driver == "vfio-pci"
+
+
+def test_the_operators_command_needs_root(monkeypatch, capsys):
+    monkeypatch.setattr(cli.os, "geteuid", lambda: 1000)
+    assert cli.main(["plan"]) == 1
+    assert "needs root" in capsys.readouterr().err
+
+
+def test_vfs_that_the_host_had_before_stay_with_its_network_manager():
+    sim = lab()
+    sim.write(f"/sys/bus/pci/devices/{PF1}/sriov_numvfs", "2")
+    call(sim, sriov=[at(PF1, vf_count=2, vfs=[{"range": "1", "driver": "vfio-pci"}])])
+    assert f'KERNEL=="{PF1}"' in sim.text(boot.RULES)
+    assert 'SUBSYSTEM=="net"' not in sim.text(boot.RULES)
+
+
+def test_a_driver_that_is_still_probing_is_waited_for():
+    """Its probe holds the device's lock, as a hanging write does, and ends."""
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    sim.reboot()
+    sim.stuck.add(PF2)
+    sleep = sim.sleep
+
+    def probed(seconds):
+        sleep(seconds)
+        sim.stuck.clear()
+
+    sim.sleep = probed
+    assert replay.run(sim.host(sources=None), None)["failures"] == {}
+    assert len(sim.functions[PF1].vfs) == 2

@@ -335,3 +335,14 @@ def test_a_boot_of_its_own():
     """With /boot on its own file system, GRUB's paths start there."""
     entries = grub.parse("menuentry 'x' {\n  linux16 /vmlinuz-1 ro\n  linuxefi /vmlinuz-2 quiet\n}\n")
     assert [(entry.kernel, entry.words) for entry in entries] == [("/vmlinuz-1", ("ro",)), ("/vmlinuz-2", ("quiet",))]
+
+
+@pytest.mark.parametrize("path", ["/@rootfs{}", "/@{}", '"/BOOT/ubuntu_x@{}"'])
+def test_kernels_below_a_subvolume(path):
+    """btrfs and ZFS: GRUB's paths begin with the subvolume, the running system's do not."""
+    sim = lab()
+    text = sim.text(grub.CONFIG).replace(KERNEL, path.format(KERNEL))
+    present = {"present": [], "absent": [], "tool": "grub-mkconfig"}
+    grub._check(sim, text, present)
+    with pytest.raises(EngineError, match="which is not there"):
+        grub._check(sim, text.replace("vmlinuz", "gone"), present)

@@ -278,3 +278,18 @@ def test_files_of_the_same_name_elsewhere_are_no_guests():
     sim.pids[99] = ("tail", [f"/srv/{sim.functions[NVME].group}"])
     sim._tree = None
     assert call(sim, vfio=[at(NVME, state="absent")])["changed"]
+
+
+def test_a_port_below_open_vswitch():
+    """The bridge with the address hangs on the datapath inside the switch; sysfs shows no link between them."""
+    sim = lab()
+    sim.nets["ovs-system"] = Net(kind="openvswitch", lowers=[PORT1], up=False)
+    sim.nets["br-ex"] = Net(kind="openvswitch", addresses=["192.0.2.7"], default_route=True)
+    stands(sim, PF1, "management", "br-ex")
+
+
+def test_the_controller_came_in_by_a_link_local_address():
+    sim = lab()
+    sim.nets[PORT1] = Net(addresses=["fe80::2"])
+    ssh = {"SSH_CONNECTION": "fe80::1%eth0 50000 fe80::2%ens9 22"}
+    refused(sim, PF1, "the path to the controller", "allow: [management]", vfio=[at(PF1)], environment=ssh)

@@ -138,3 +138,12 @@ def test_unset_mode_is_untouched():
     sim = with_defaults("intel_iommu=off iommu=pt")
     settled(sim)
     assert "iommu=pt" in words_of(sim)
+
+
+def test_a_wish_that_this_boot_did_not_fulfil_asks_for_no_other_one():
+    """Started with all of it and still off: a reboot at every run would be for nothing."""
+    sim = lab(iommu=False)
+    sim.files["/proc/cmdline"] = sim.files["/proc/cmdline"].replace("intel_iommu=off", "") + " intel_iommu=on"
+    iommu(sim)
+    with pytest.raises(EngineError, match=r"it is off although enabled was wished.*intel_iommu=on"):
+        iommu(sim)

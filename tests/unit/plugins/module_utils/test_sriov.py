@@ -543,3 +543,13 @@ def test_a_hanging_count_makes_no_later_run_hang():
     sim.blocking.clear()
     sim.stuck.clear()
     assert call(sim, sriov=[at(PF1, vf_count=3)])["failures"] == {}
+
+
+def test_another_card_in_the_place_keeps_its_vfs():
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    sim.functions[PF1].ids = "8086:1521"
+    sim._tree = None
+    done = call(sim, sriov=[at(PF1, state="absent")])
+    assert [action["action"] for action in done["actions"]] == ["declare", "remove_replay"]
+    assert len(sim.functions[PF1].vfs) == 2

@@ -351,3 +351,16 @@ def test_what_was_allowed_is_allowed_at_boot_too():
     sim.reboot()
     assert replay.run(sim.host(environment={}, sources=None), None)["failures"] == {}
     assert state_of(sim, EDU)[0] == "vfio-pci"
+
+
+def test_another_card_in_the_place_is_not_given_back():
+    """The record goes; the card that stands there now keeps the driver that somebody gave it."""
+    sim = lab()
+    call(sim, vfio=[at(NVME)])
+    sim.functions[NVME].serial = "OTHER"
+    sim.functions[NVME].ids = "1b36:0011"
+    sim._tree = None
+    done = call(sim, vfio=[at(NVME, state="absent")])
+    assert done["failures"] == {}
+    assert [action["action"] for action in done["actions"]] == ["declare", "remove_replay"]
+    assert state_of(sim, NVME) == ("vfio-pci", "vfio-pci")
