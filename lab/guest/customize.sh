@@ -51,3 +51,10 @@ systemctl mask --quiet \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     getty@tty1.service grub-common.service nvmf-autoconnect.service systemd-binfmt.service systemd-networkd-wait-online.service \
     systemd-pstore.service modprobe@drm.service modprobe@efi_pstore.service
+
+# There for the tests that look at them, and started by these alone: the keepers of networks and guests that a host of
+# the field may have. Started at each boot they would cost more than all the rest of it.
+touch /etc/cloud/cloud-init.disabled
+systemctl disable --quiet NetworkManager.service NetworkManager-dispatcher.service NetworkManager-wait-online.service \
+    openvswitch-switch.service libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket \
+    virtlogd.service virtlogd.socket virtlogd-admin.socket virtlockd.socket virtlockd-admin.socket libvirt-guests.service
