@@ -21,12 +21,15 @@ from ansible.module_utils.basic import AnsibleModule
 # cli and replay are not called here: naming them puts them into the module's payload, from which the copy for the
 # boot replay is made.
 from ansible_collections.iovirt.host.plugins.module_utils import _engine
-from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, replay, resources, spec
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, replay, resources, spec, sriov
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options
 
 PACKED = (cli, replay)
+
+#: The engine's packages, each with its folder in the copy on the host.
+_PACKAGES = ((_engine, ""), (resources, "resources/"), (sriov, "sriov/"))
 
 
 def create_module(name: str) -> AnsibleModule:
@@ -95,7 +98,7 @@ def _run_command(module: AnsibleModule, argv: list[str]) -> tuple[int, str, str]
 def _sources() -> dict[str, str]:
     """The engine's files, from wherever this module was loaded: Ansible's payload is a zip file."""
     found = {}
-    for package, prefix in ((_engine, ""), (resources, "resources/")):
+    for package, prefix in _PACKAGES:
         found[f"{prefix}__init__.py"] = ""
         for info in pkgutil.iter_modules(package.__path__):
             if not info.ispkg:

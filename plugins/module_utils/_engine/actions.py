@@ -8,8 +8,9 @@ undo it, which is right also after a step that failed half way."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
-from typing import Any, Callable, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable
 
 from . import aliases, boot, drivers, grub, store
 from .errors import EngineError, explain
@@ -26,9 +27,22 @@ APPEAR_LIMIT = 30.0
 Args = Mapping[str, Any]
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
+    """How a kind of action is done and undone. With `many` it is done for all devices that need it at once: one answer
+    each, the error or None."""
+
     do: Callable[[Host, Args], None]
     undo: Callable[[Host, Args], None]
+    many: Callable[[Host, Sequence[Args]], Sequence[Exception | None]] | None = None
+
+    def together(self, host: Host, arguments: Sequence[Args]) -> Sequence[Exception | None]:
+        """Do it for several devices. Raises what concerns all of them."""
+        if self.many is not None:
+            return self.many(host, arguments)
+        for args in arguments:
+            self.do(host, args)
+        return [None] * len(arguments)
 
 
 # --- VF count ------------------------------------------------------------------------------------------------------

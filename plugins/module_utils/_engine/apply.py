@@ -2,7 +2,11 @@
 # GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Carry out a plan: in order, reading back, and all or nothing device by device."""
+"""Carry out a plan: in order, reading back, and all or nothing device by device.
+
+The devices take their turns one after the other. A step whose kind is done for many devices at once (Step.many: one
+`ip -batch` a host) waits until every device has come to it; then it is done for all of them together.
+"""
 
 from __future__ import annotations
 
@@ -29,48 +33,99 @@ class Outcome:
     indeterminate: list[str] = field(default_factory=list)
 
 
+@dataclass
+class _Turn:
+    """A device on its way through its steps."""
+
+    unit: str
+    todo: list[Action]
+    done: list[Action] = field(default_factory=list)
+
+    @property
+    def shared(self) -> bool:
+        """Is its next step one that is done for many devices at once?"""
+        return bool(self.todo) and TABLE[self.todo[0].kind].many is not None
+
+
 def apply(host: Host, plan: Plan, deadline: float | None = None) -> Outcome:
     """Do what can be done now. A device that fails is put back as it was; the others keep what they have. Past the
     deadline (of host.clock) no further device is begun."""
     outcome = Outcome()
     with _undisturbed():
-        for unit, actions in _by_unit(plan.doable).items():
-            if unit == HOST and outcome.failures:
+        for turns in _stages(plan.doable):
+            if turns[0].unit == HOST and outcome.failures:
                 # What removes the replay comes last, and a device that could not be given back still needs it.
                 break
-            if deadline is not None and host.clock() > deadline:
-                outcome.failures[unit] = _too_late(unit)
-                continue
-            _apply_unit(host, unit, actions, outcome)
-            if unit == HOST and outcome.failures:
+            _stage(host, turns, outcome, deadline)
+            if turns[0].unit == HOST and outcome.failures:
                 break
     return outcome
 
 
-def _by_unit(actions: list[Action]) -> dict[str, list[Action]]:
-    units: dict[str, list[Action]] = {}
+def _stages(actions: list[Action]) -> list[list[_Turn]]:
+    """The steps of the host before and after the devices are stages of their own; the devices are one."""
+    stages: list[dict[str, _Turn]] = []
     for action in actions:
-        units.setdefault(action.unit, []).append(action)
-    return units
+        if not stages or (HOST in stages[-1]) != (action.unit == HOST):
+            stages.append({})
+        stages[-1].setdefault(action.unit, _Turn(action.unit, [])).todo.append(action)
+    return [list(stage.values()) for stage in stages]
 
 
-def _apply_unit(host: Host, unit: str, actions: list[Action], outcome: Outcome) -> None:
-    done: list[Action] = []
-    for action in actions:
+def _stage(host: Host, turns: list[_Turn], outcome: Outcome, deadline: float | None) -> None:
+    for turn in turns:
+        if deadline is not None and host.clock() > deadline:
+            outcome.failures[turn.unit] = _too_late(turn.unit)
+            turn.todo.clear()
+        _go_on(host, turn, outcome)
+    while any(turn.todo for turn in turns):
+        kind = next(turn.todo[0].kind for turn in turns if turn.todo)
+        together = [turn for turn in turns if turn.todo and turn.todo[0].kind == kind]
+        _together(host, together, outcome)
+        for turn in together:
+            _go_on(host, turn, outcome)
+    for turn in turns:
+        outcome.done += turn.done
+
+
+def _go_on(host: Host, turn: _Turn, outcome: Outcome) -> None:
+    """The device's steps up to one that is done for many at once."""
+    while turn.todo and not turn.shared:
+        action = turn.todo[0]
         try:
             TABLE[action.kind].do(host, action.args)
-        except Stuck as error:
-            outcome.indeterminate.append(unit)
-            outcome.failures[unit] = _stuck(unit, action, error)
-            outcome.done += done
-            return
         except (EngineError, OSError) as error:
-            left, stuck = _undo(host, [*done, action])
-            outcome.indeterminate += [unit] if stuck else []
-            outcome.failures[unit] = _failed(unit, action, error, len(done), left)
+            _fail(host, turn, error, outcome)
             return
-        done.append(action)
-    outcome.done += done
+        turn.done.append(turn.todo.pop(0))
+
+
+def _together(host: Host, turns: list[_Turn], outcome: Outcome) -> None:
+    """One step of several devices in one go; each of them succeeds or fails for itself."""
+    step = TABLE[turns[0].todo[0].kind]
+    try:
+        errors = step.together(host, [turn.todo[0].args for turn in turns])
+    except (EngineError, OSError) as error:
+        errors = [error] * len(turns)
+    for turn, failure in zip(turns, errors):
+        if failure:
+            _fail(host, turn, failure, outcome)
+        else:
+            turn.done.append(turn.todo.pop(0))
+
+
+def _fail(host: Host, turn: _Turn, error: Exception, outcome: Outcome) -> None:
+    """Undo what was done on the device; not where a write has not returned: nothing else touches it then."""
+    action = turn.todo[0]
+    turn.todo.clear()
+    if isinstance(error, Stuck):
+        outcome.indeterminate.append(turn.unit)
+        outcome.failures[turn.unit] = _stuck(turn.unit, action, error)
+        return
+    left, stuck = _undo(host, [*turn.done, action])
+    outcome.indeterminate += [turn.unit] if stuck else []
+    outcome.failures[turn.unit] = _failed(turn.unit, action, error, len(turn.done), left)
+    turn.done.clear()
 
 
 def _undo(host: Host, actions: list[Action]) -> tuple[list[str], bool]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import match, spec
-from ansible_collections.iovirt.host.plugins.module_utils._engine.resources import sriov
+from ansible_collections.iovirt.host.plugins.module_utils._engine.sriov import ranges
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed, so the examples cannot be parsed")
 
@@ -71,7 +71,7 @@ def wrong_dict(value: Any, options: dict[str, Any] | None, where: str) -> list[s
     if options is spec.SELECTOR:
         why = match.check_selector({k: [str(i) for i in (v if isinstance(v, list) else [v])] for k, v in value.items()})
         found += [f"{where}: {why}"] if why else []
-    if "range" in options and sriov.parse_range(str(value.get("range"))) is None:
+    if "range" in options and ranges.parse_range(str(value.get("range"))) is None:
         found.append(f"{where}.range: {value.get('range')!r} is no range")
     return found + [
         t for key, item in value.items() if key in options for t in wrong(item, options[key], f"{where}.{key}")

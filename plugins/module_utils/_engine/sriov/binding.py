@@ -1,0 +1,116 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which driver each VF gets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .. import drivers, guards
+from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Function, Plan, Refusal
+from ..resources import common
+from .port import Port
+
+_DRIVER = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def check(port: Port) -> list[Refusal]:
+    """Do the wished drivers exist?"""
+    named = {vf["driver"] for vf in port.wished.values() if vf.get("driver") not in (None, "default")}
+    missing = [d for d in sorted(named) if not _DRIVER.fullmatch(d) or not common.driver_exists(port.state, d)]
+    return [common.unknown_driver(port.pf.address, driver) for driver in missing]
+
+
+def reserved(port: Port) -> dict[str, str]:
+    """VF index -> the override that it gets between its birth and its first probing, so that no VF ever shows up under
+    a driver it was not meant for."""
+    wished = sorted(port.wished.items())
+    return {str(index): vf["driver"] for index, vf in wished if vf.get("driver") not in (None, "default")}
+
+
+def plan(port: Port) -> Plan:
+    """Bind and release what differs, VF by VF."""
+    result = Plan()
+    going = frozenset(
+        port.addresses[i] for i, vf in port.wished.items() if (vf.get("driver") or "").startswith("vfio")
+    )
+    for index, vf in sorted(port.wished.items()):
+        if vf.get("driver"):
+            result.extend(_plan_vf(port, going, index, vf["driver"]))
+    return result
+
+
+def _plan_vf(port: Port, going: frozenset[str], index: int, driver: str) -> Plan:
+    state, vf, address = port.state, port.vf(index), port.addresses[index]
+    if driver == "default":
+        return _plan_default(port, index, vf)
+    if vf and vf.driver == driver:
+        return Plan()
+    certainty = PREDICTED if port.born else CERTAIN
+    if driver.startswith("vfio"):
+        has_group = state.iommu.active if vf is None else vf.group is not None
+        sure = common.iommu_certainty(state, port.options, has_group)
+        if sure is None:
+            return Plan(refusals=[common.no_group(port.pf.address if vf is None else address, state)])
+        if sure == AFTER_REBOOT:
+            certainty = AFTER_REBOOT
+    return _bind(port, going, index, driver, certainty)
+
+
+def _bind(port: Port, going: frozenset[str], index: int, driver: str, certainty: str) -> Plan:
+    result = Plan()
+    pf, vf = port.pf, port.vf(index)
+    dangers = guards.before_unbind(port.state, vf) if vf else []
+    if vf and driver.startswith("vfio"):
+        dangers += guards.before_assignment(port.state, vf, going)
+    if common.guarded(result, dangers, port.options, pf.address):
+        return result
+    result.actions.append(
+        Action(
+            kind="bind",
+            unit=pf.address,
+            text=f"bind VF {index} ({port.addresses[index]}) to {driver}",
+            certainty=certainty,
+            args={"pf": pf.address, "index": index, "driver": driver, **_was(vf)},
+            before={f"vf {index} driver": vf.driver if vf else None},
+            after={f"vf {index} driver": driver},
+        )
+    )
+    if certainty == AFTER_REBOOT:
+        result.reboot_reasons.append(f"{pf.address}: its VFs can be given to {driver} once the IOMMU is on")
+    return result
+
+
+def _plan_default(port: Port, index: int, vf: Function | None) -> Plan:
+    """The driver that the kernel gives by itself. A VF that no driver takes for lack of resources is as wished, and so
+    is one without a driver below a PF whose VFs are not probed."""
+    pf = port.pf
+    held = vf is not None and (vf.override is not None or (vf.driver or "").startswith("vfio"))
+    if not port.sriov.autoprobe and not held:
+        return Plan()
+    if vf is not None and not held and (vf.driver or vf.native is None or vf.native in drivers.NEEDS_RESOURCES):
+        return Plan()
+    native = vf.native if vf else None
+    result = Plan()
+    if vf and vf.driver and common.guarded(result, guards.before_unbind(port.state, vf), port.options, pf.address):
+        return result
+    result.actions.append(
+        Action(
+            kind="release",
+            unit=pf.address,
+            text=f"let VF {index} ({port.addresses[index]}) have its own driver{f' ({native})' if native else ''}",
+            certainty=PREDICTED if vf is None else CERTAIN,
+            args={"pf": pf.address, "index": index, "native": native, **_was(vf)},
+            before={f"vf {index} driver": vf.driver if vf else None},
+            after={f"vf {index} driver": native or "default"},
+        )
+    )
+    return result
+
+
+def _was(vf: Function | None) -> Mapping[str, Any]:
+    return {"was_driver": vf.driver if vf else None, "was_override": vf.override if vf else None}

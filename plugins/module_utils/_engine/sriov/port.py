@@ -1,0 +1,71 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A physical function whose wish is being planned: what every part of an SR-IOV wish looks at.
+
+A part is one module of this package and plans one side of the wish (drivers, attributes, eswitch, firmware, ...), by
+functions of a Port: `check` says what is wrong with the wish, `plan` what has to be done. resources/sriov.py puts the
+parts in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..model import Function, Refusal, Sriov, State
+from ..resources.common import Options
+
+
+@dataclass(frozen=True)
+class Port:
+    """What is wished of a PF, beside what it is."""
+
+    state: State
+    pf: Function
+    sriov: Sriov
+    options: Options
+    #: Where the wish stands ('sriov[0]').
+    label: str
+    #: The keys of the wish that are about the PF itself; unset ones are not in it.
+    wish: Mapping[str, Any] = field(default_factory=dict)
+    #: The number of VFs that is to be.
+    count: int = 0
+    #: VF index -> what is wished for it; unset keys are not in it.
+    wished: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def born(self) -> bool:
+        """Are the VFs made (anew) by this very plan? Then they are as the kernel makes them."""
+        return self.count != len(self.sriov.vfs)
+
+    @property
+    def addresses(self) -> Mapping[int, str]:
+        """VF index -> its address, as it is or as it will be."""
+        if self.born:
+            return {index: predict_address(self.pf, self.sriov, index) for index in range(self.count)}
+        return self.sriov.vfs
+
+    def vf(self, index: int) -> Function | None:
+        """The VF as it is; None when it is not born yet."""
+        return None if self.born else self.state.functions.get(self.addresses[index])
+
+    def wrong(self, reason: str, way_out: str) -> Refusal:
+        """A refusal that names the PF and the wish."""
+        return bad(self.pf.address, f"{self.label}: {reason}", way_out)
+
+
+def bad(address: str, reason: str, way_out: str) -> Refusal:
+    """A wish that cannot be followed."""
+    return Refusal(address, reason, f"{way_out} Nothing was changed.")
+
+
+def predict_address(pf: Function, sriov: Sriov, index: int) -> str:
+    """The address of a VF that is not born yet: routing ID of the PF plus First VF Offset plus index times VF Stride
+    (PCI Express Base Specification, SR-IOV capability). The device may change both when the count changes."""
+    domain, bus, rest = pf.address.split(":")
+    slot, function = rest.split(".")
+    routing = (int(bus, 16) << 8 | int(slot, 16) << 3 | int(function)) + sriov.offset + index * sriov.stride
+    return f"{domain}:{routing >> 8 & 0xFF:02x}:{routing >> 3 & 0x1F:02x}.{routing & 7}"
