@@ -106,6 +106,7 @@ def static() -> list[Part]:
         tool("yamllint", "YAML style", ["yamllint", "--strict", "."], **lint),
         tool("shellcheck", "shell scripts", ["shellcheck", *shell],
              hindrance=no_command("shellcheck") or (None if shell else "there are no shell scripts"), **lint),
+        tool("options", "the words of the options stand in every copy", ["tools/options", "--check"], **lint),
         tool("licences", "an SPDX line in every file", ["python", "tools/spdx"], **lint),
         tool("changelog", "changelog and fragments", ["antsibull-changelog", "lint"],
              ["antsibull-changelog", "lint-changelog-yaml", "changelogs/changelog.yaml"], **lint),

@@ -49,10 +49,8 @@ options:
       match:
         description:
           - Which devices of the host are meant. All keys that are named must fit; of a list in a key one must fit.
-          - >-
-            At least one key has to be named: an empty match would mean every device of the host.
-          - A match that finds no device is an error, unless O(sriov[].expect) says V(0) or O(sriov[].state) is
-            V(absent).
+          - 'At least one key has to be named: an empty match would mean every device of the host.'
+          - A match that finds no device is an error, unless O(sriov[].expect) says V(0) or O(sriov[].state) is V(absent).
         type: dict
         required: true
         suboptions:
@@ -64,14 +62,12 @@ options:
             elements: str
           vendor:
             description:
-              - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is
-                allowed.
+              - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is allowed.
             type: list
             elements: raw
           device:
             description:
-              - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is
-                allowed.
+              - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is allowed.
             type: list
             elements: raw
           subsystem:
@@ -81,18 +77,16 @@ options:
             elements: str
           driver:
             description:
-              - >-
-                Drivers that the device has when nothing overrides it: the one that was recorded before the
-                collection took the device, else the one that the kernel's module aliases name.
-              - So a selector finds the same devices before and after it was applied. It never finds a device by
-                V(vfio-pci).
+              - 'Drivers that the device has when nothing overrides it: the one that was recorded before the collection
+                took the device, else the one that the kernel''s module aliases name.'
+              - So a selector finds the same devices before and after it was applied. It never finds a device by V(vfio-pci).
             type: list
             elements: str
           ifname:
             description:
               - Names of network interfaces of the device. A shell pattern is possible, as in V(ens3f*).
-              - While the interface is gone, because the device is on another driver, the name counts that was
-                recorded before.
+              - While the interface is gone, because the device is on another driver, the name counts that was recorded
+                before.
             type: list
             elements: str
           mac:
@@ -108,10 +102,8 @@ options:
             elements: str
           class:
             description:
-              - >-
-                Classes of devices by name: V(storage), V(scsi), V(sata), V(nvme), V(network), V(ethernet),
-                V(infiniband), V(display), V(multimedia), V(audio), V(usb), V(fibre_channel), V(encryption),
-                V(accelerator).
+              - 'Classes of devices by name: V(storage), V(scsi), V(sata), V(nvme), V(network), V(ethernet), V(infiniband),
+                V(display), V(multimedia), V(audio), V(usb), V(fibre_channel), V(encryption), V(accelerator).'
               - Or the first two, four or six digits of a PCI class code, in quotes, as in V("0x0200").
             type: list
             elements: str
@@ -137,34 +129,32 @@ options:
       state:
         description:
           - V(present) makes what the other options say.
-          - >-
-            V(absent) gives the device back: number of VFs, drivers and behaviour at boot are as they were before
-            the collection touched it. A device that the collection never touched is left alone.
+          - 'V(absent) gives the device back: number of VFs, drivers and behaviour at boot are as they were before the collection
+            touched it. A device that the collection never touched is left alone.'
         type: str
-        choices: [present, absent]
+        choices:
+          - present
+          - absent
         default: present
       vf_count:
         description:
-          - How many virtual functions the device shall have, from V(0) to what sysfs shows in C(sriov_totalvfs).
-            Unset, the number stays as it is.
-          - The kernel changes a number only through zero (C(sriov_numvfs_store) in C(drivers/pci/iov.c)), so all
-            VFs that are there vanish and are born anew. Where one of them is in use, or the running link of the
-            port would go down, this is refused unless O(allow) names the danger.
+          - How many virtual functions the device shall have, from V(0) to what sysfs shows in C(sriov_totalvfs). Unset,
+            the number stays as it is.
+          - The kernel changes a number only through zero (C(sriov_numvfs_store) in C(drivers/pci/iov.c)), so all VFs that
+            are there vanish and are born anew. Where one of them is in use, or the running link of the port would go down,
+            this is refused unless O(allow) names the danger.
         type: int
       vf_defaults:
         description:
-          - What holds for every VF of the device that O(sriov[].vfs) does not speak of, and for what a range leaves
-            unset.
+          - What holds for every VF of the device that O(sriov[].vfs) does not speak of, and for what a range leaves unset.
         type: dict
         suboptions:
           driver:
             description:
-              - The driver that the VF shall have, by the name it has in C(/sys/bus/pci/drivers). V(default) means
-                the one that the kernel gives by itself.
-              - The driver has to be there or to be a module of the running kernel. Unset, the driver stays as it
-                is.
-              - A vfio driver needs the IOMMU. Where the IOMMU is to come with the next boot, the VF waits for that
-                boot.
+              - The driver that the VF shall have, by the name it has in C(/sys/bus/pci/drivers). V(default) means the one
+                that the kernel gives by itself.
+              - The driver has to be there or to be a module of the running kernel. Unset, the driver stays as it is.
+              - A vfio driver needs the IOMMU. Where the IOMMU is to come with the next boot, the VF waits for that boot.
             type: str
       vfs:
         description:
@@ -172,22 +162,22 @@ options:
         type: list
         elements: dict
         suboptions:
-          range:
-            description:
-              - >-
-                Indexes of VFs, counted from V(0): V("5"), V("0-3") or V("0-3,6").
-            type: str
-            required: true
           driver:
             description:
-              - The driver that the VF shall have, by the name it has in C(/sys/bus/pci/drivers). V(default) means
-                the one that the kernel gives by itself.
-              - Unset, what O(sriov[].vf_defaults) says holds.
+              - The driver that the VF shall have, by the name it has in C(/sys/bus/pci/drivers). V(default) means the one
+                that the kernel gives by itself.
+              - The driver has to be there or to be a module of the running kernel. Unset, the driver stays as it is.
+              - A vfio driver needs the IOMMU. Where the IOMMU is to come with the next boot, the VF waits for that boot.
             type: str
+          range:
+            description:
+              - 'Indexes of VFs, counted from V(0): V("5"), V("0-3") or V("0-3,6").'
+            type: str
+            required: true
           pool:
             description:
-              - A name for what these VFs are there for. It is kept with the wish on the host, for those who take
-                VFs from there.
+              - A name for what these VFs are there for. It is kept with the wish on the host, for those who take VFs from
+                there.
             type: str
   vfio:
     description:
@@ -201,10 +191,8 @@ options:
       match:
         description:
           - Which devices of the host are meant. All keys that are named must fit; of a list in a key one must fit.
-          - >-
-            At least one key has to be named: an empty match would mean every device of the host.
-          - A match that finds no device is an error, unless O(vfio[].expect) says V(0) or O(vfio[].state) is
-            V(absent).
+          - 'At least one key has to be named: an empty match would mean every device of the host.'
+          - A match that finds no device is an error, unless O(vfio[].expect) says V(0) or O(vfio[].state) is V(absent).
         type: dict
         required: true
         suboptions:
@@ -216,14 +204,12 @@ options:
             elements: str
           vendor:
             description:
-              - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is
-                allowed.
+              - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is allowed.
             type: list
             elements: raw
           device:
             description:
-              - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is
-                allowed.
+              - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is allowed.
             type: list
             elements: raw
           subsystem:
@@ -233,18 +219,16 @@ options:
             elements: str
           driver:
             description:
-              - >-
-                Drivers that the device has when nothing overrides it: the one that was recorded before the
-                collection took the device, else the one that the kernel's module aliases name.
-              - So a selector finds the same devices before and after it was applied. It never finds a device by
-                V(vfio-pci).
+              - 'Drivers that the device has when nothing overrides it: the one that was recorded before the collection
+                took the device, else the one that the kernel''s module aliases name.'
+              - So a selector finds the same devices before and after it was applied. It never finds a device by V(vfio-pci).
             type: list
             elements: str
           ifname:
             description:
               - Names of network interfaces of the device. A shell pattern is possible, as in V(ens3f*).
-              - While the interface is gone, because the device is on another driver, the name counts that was
-                recorded before.
+              - While the interface is gone, because the device is on another driver, the name counts that was recorded
+                before.
             type: list
             elements: str
           mac:
@@ -260,10 +244,8 @@ options:
             elements: str
           class:
             description:
-              - >-
-                Classes of devices by name: V(storage), V(scsi), V(sata), V(nvme), V(network), V(ethernet),
-                V(infiniband), V(display), V(multimedia), V(audio), V(usb), V(fibre_channel), V(encryption),
-                V(accelerator).
+              - 'Classes of devices by name: V(storage), V(scsi), V(sata), V(nvme), V(network), V(ethernet), V(infiniband),
+                V(display), V(multimedia), V(audio), V(usb), V(fibre_channel), V(encryption), V(accelerator).'
               - Or the first two, four or six digits of a PCI class code, in quotes, as in V("0x0200").
             type: list
             elements: str
@@ -289,10 +271,12 @@ options:
       state:
         description:
           - V(present) gives the device to O(vfio[].driver).
-          - V(absent) gives it back to the driver that it had before the collection touched it. A device that the
-            collection never touched is left alone.
+          - V(absent) gives it back to the driver that it had before the collection touched it. A device that the collection
+            never touched is left alone.
         type: str
-        choices: [present, absent]
+        choices:
+          - present
+          - absent
         default: present
       driver:
         description:

@@ -48,10 +48,8 @@ options:
       match:
         description:
           - Which devices of the host are meant. All keys that are named must fit; of a list in a key one must fit.
-          - >-
-            At least one key has to be named: an empty match would mean every device of the host.
-          - A match that finds no device is an error, unless O(devices[].expect) says V(0) or O(devices[].state) is
-            V(absent).
+          - 'At least one key has to be named: an empty match would mean every device of the host.'
+          - A match that finds no device is an error, unless O(devices[].expect) says V(0) or O(devices[].state) is V(absent).
         type: dict
         required: true
         suboptions:
@@ -63,14 +61,12 @@ options:
             elements: str
           vendor:
             description:
-              - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is
-                allowed.
+              - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is allowed.
             type: list
             elements: raw
           device:
             description:
-              - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is
-                allowed.
+              - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is allowed.
             type: list
             elements: raw
           subsystem:
@@ -80,18 +76,16 @@ options:
             elements: str
           driver:
             description:
-              - >-
-                Drivers that the device has when nothing overrides it: the one that was recorded before the
-                collection took the device, else the one that the kernel's module aliases name.
-              - So a selector finds the same devices before and after it was applied. It never finds a device by
-                V(vfio-pci).
+              - 'Drivers that the device has when nothing overrides it: the one that was recorded before the collection
+                took the device, else the one that the kernel''s module aliases name.'
+              - So a selector finds the same devices before and after it was applied. It never finds a device by V(vfio-pci).
             type: list
             elements: str
           ifname:
             description:
               - Names of network interfaces of the device. A shell pattern is possible, as in V(ens3f*).
-              - While the interface is gone, because the device is on another driver, the name counts that was
-                recorded before.
+              - While the interface is gone, because the device is on another driver, the name counts that was recorded
+                before.
             type: list
             elements: str
           mac:
@@ -107,10 +101,8 @@ options:
             elements: str
           class:
             description:
-              - >-
-                Classes of devices by name: V(storage), V(scsi), V(sata), V(nvme), V(network), V(ethernet),
-                V(infiniband), V(display), V(multimedia), V(audio), V(usb), V(fibre_channel), V(encryption),
-                V(accelerator).
+              - 'Classes of devices by name: V(storage), V(scsi), V(sata), V(nvme), V(network), V(ethernet), V(infiniband),
+                V(display), V(multimedia), V(audio), V(usb), V(fibre_channel), V(encryption), V(accelerator).'
               - Or the first two, four or six digits of a PCI class code, in quotes, as in V("0x0200").
             type: list
             elements: str
@@ -136,10 +128,12 @@ options:
       state:
         description:
           - V(present) gives the device to O(devices[].driver).
-          - V(absent) gives it back to the driver that it had before the collection touched it. A device that the
-            collection never touched is left alone.
+          - V(absent) gives it back to the driver that it had before the collection touched it. A device that the collection
+            never touched is left alone.
         type: str
-        choices: [present, absent]
+        choices:
+          - present
+          - absent
         default: present
       driver:
         description:
