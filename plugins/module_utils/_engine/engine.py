@@ -23,6 +23,9 @@ from .resources.common import Options
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
 RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio}
 
+#: Resource -> what it reads beyond read_state, by commands of its own, for the devices whose wish needs it.
+_READ_MORE = {sriov.NAME: sriov.read_more}
+
 #: Seconds that a run waits for another one to end.
 LOCK_LIMIT = 120.0
 
@@ -58,7 +61,7 @@ def _turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
 
 
 def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
-    state = _read(host, wishes)
+    state = _read(host, wishes, options)
     plan = plan_devices(host, state, wishes, options, call.declare)
     if any(action.kind in _TAKING for action in plan.actions) and not plan.refusals:
         # Only now is it worth looking into every process of the host.
@@ -71,16 +74,24 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
         if not outcome.indeterminate:
             # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
             # from before.
-            state = read.read_state(host, Needs())
+            state = _read_more(host, read.read_state(host, Needs()), wishes, options)
     return report.result(plan, outcome, {name: RESOURCES[name].info(state) for name in wishes})
 
 
-def _read(host: Host, wishes: Wishes) -> State:
+def _read(host: Host, wishes: Wishes, options: Options) -> State:
     drivers: frozenset[str] = frozenset().union(*(RESOURCES[name].needs(list_) for name, list_ in wishes.items()))
-    state = read.read_state(host, Needs(drivers=drivers))
+    state = _read_more(host, read.read_state(host, Needs(drivers=drivers)), wishes, options)
     if state.iommu.active or not any(driver.startswith("vfio") for driver in drivers):
         return state
     return replace(state, iommu=replace(state.iommu, after_reboot=_iommu_after_reboot(host, state)))
+
+
+def _read_more(host: Host, state: State, wishes: Wishes, options: Options) -> State:
+    """What costs a process is read only where a wish needs it: a host whose wishes name none of it pays nothing."""
+    for name, wished in wishes.items():
+        if name in _READ_MORE:
+            state = _READ_MORE[name](host, state, wished, options)
+    return state
 
 
 def _iommu_after_reboot(host: Host, state: State) -> bool | None:

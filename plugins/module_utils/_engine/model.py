@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: How sure an announced action is.
@@ -130,6 +130,12 @@ class State:
     replay: Mapping[str, Any] = field(default_factory=dict)
     #: resource -> what an earlier call declared (store.py).
     stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Part of a resource -> device -> what that part alone wants to know, read only for devices whose wish needs it.
+    more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def with_more(self, part: str, facts: Mapping[str, Any]) -> State:
+        """The state with what a part has read (device -> facts)."""
+        return replace(self, more={**self.more, part: {**self.more.get(part, {}), **facts}})
 
 
 @dataclass(frozen=True)

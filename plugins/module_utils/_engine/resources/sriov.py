@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import drivers, guards, store
+from ..host import Host
 from ..model import Action, Function, Plan, Refusal, State
-from ..sriov import binding, ranges
+from ..sriov import binding, eswitch, ranges
 from ..sriov.port import Port, bad
 from . import common
 from .common import Options, Target
@@ -24,6 +25,9 @@ NAME = "sriov"
 
 #: Keys of a wish that say whom it is about or are taken apart by VF; all others are about the PF itself.
 _NOT_OF_PF = ("match", "expect", "state", "vf_count", "vf_defaults", "vfs")
+
+#: Parts with a `read_more(host, state, targets) -> State`.
+_READING = (eswitch,)
 
 
 def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
@@ -34,6 +38,14 @@ def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
             if part.get("driver") not in (None, "default"):
                 named.add(part["driver"])
     return frozenset(named)
+
+
+def read_more(host: Host, state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> State:
+    """What the parts read by commands of their own, each for the devices whose wish needs it."""
+    found, _wrong = common.targets(state, NAME, wishes, options)
+    for part in _READING:
+        state = part.read_more(host, state, found)
+    return state
 
 
 def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> Plan:
