@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import aliases, boot, drivers, grub, store
+from . import aliases, boot, drivers, grub, store, sysfs
 from .errors import EngineError, explain
 from .host import Host
 from .read import DEVICES, DRIVERS
@@ -66,7 +66,7 @@ def _undo_vf_count(host: Host, args: Args) -> None:
 
 
 def _autoprobe(pf: str) -> str:
-    return f"{DEVICES}/{pf}/sriov_drivers_autoprobe"
+    return f"{sysfs.device(pf)}/sriov_drivers_autoprobe"
 
 
 def _recount(host: Host, pf: str, count: int, reserved: Mapping[str, str], probing: bool) -> None:
@@ -91,7 +91,7 @@ def _recount(host: Host, pf: str, count: int, reserved: Mapping[str, str], probi
 
 def _write_count(host: Host, pf: str, count: int) -> None:
     try:
-        host.files.write(f"{DEVICES}/{pf}/sriov_numvfs", str(count), limit=COUNT_LIMIT)
+        host.files.write(f"{sysfs.device(pf)}/sriov_numvfs", str(count), limit=COUNT_LIMIT)
     except OSError as error:
         raise EngineError(f"the kernel answered {explain(error)} to {count} VFs. {_count_advice(error)}") from None
     if not host.wait(lambda: _count(host, pf) == count, APPEAR_LIMIT):
@@ -122,7 +122,10 @@ def _probe_others(host: Host, pf: str, count: int, reserved: Mapping[str, str]) 
 
 
 def _count(host: Host, pf: str) -> int:
-    """By the links: reading sriov_numvfs hangs while a write to it hangs (docs/kernel-facts.md)."""
+    """By the links: on PCI, reading sriov_numvfs hangs while a write to it hangs (docs/kernel-facts.md). Elsewhere there are no links, and it does
+    not (read._read_netdevsim_vfs)."""
+    if sysfs.bus_of(pf) != sysfs.PCI:
+        return int(host.files.attr(f"{sysfs.device(pf)}/sriov_numvfs") or 0)
     return sum(name.startswith("virtfn") for name in host.files.names(f"{DEVICES}/{pf}"))
 
 

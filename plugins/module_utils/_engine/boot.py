@@ -15,7 +15,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from . import store
+from . import store, sysfs
 from .errors import EngineError
 from .host import Files, Host
 from .model import HOST, Action, State
@@ -115,10 +115,10 @@ def _rules(declared: Collection[str], ours: Collection[str]) -> str:
         'ENV{ID_NET_MANAGED_BY}="iovirt.host", ENV{NM_UNMANAGED}="1"'
     )
     rule = (
-        'ACTION=="bind", SUBSYSTEM=="pci", KERNEL=="%(a)s", ENV{DRIVER}!="vfio-pci", '
+        'ACTION=="bind", SUBSYSTEM=="%(bus)s", KERNEL=="%(a)s", ENV{DRIVER}!="vfio-pci", '
         'RUN+="/bin/systemctl --no-block start iovirt-replay@%(a)s.service"'
     )
-    lines = [rule % {"a": address} for address in sorted(declared)] + [vf % {"a": address} for address in sorted(ours)]
+    lines = [rule % {"a": address, "bus": sysfs.bus_of(address)} for address in sorted(declared)] + [vf % {"a": address} for address in sorted(ours)]
     return "\n".join([_NOTE, *lines]) + "\n"
 
 

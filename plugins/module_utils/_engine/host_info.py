@@ -96,6 +96,7 @@ def _function(state: State, function: Function) -> dict[str, Any]:
     group = state.iommu.groups.get(function.group or "")
     return {
         "address": function.address,
+        "bus": function.bus,
         "vendor": function.vendor,
         "device": function.device,
         "subsystem": function.subsystem,

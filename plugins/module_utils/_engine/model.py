@@ -38,12 +38,15 @@ class Netdev:
     lowers: tuple[str, ...] = ()
     #: What it is by rtnetlink: 'bond', 'bridge', 'vlan', ...; nothing for a port.
     kind: str = ""
+    #: What the driver calls the port ('p0', 'pf0vf1') and the switch that it belongs to; nothing where it says neither.
+    port_name: str = ""
+    switch_id: str = ""
 
 
 @dataclass(frozen=True)
 class Sriov:
     """The SR-IOV capability of a physical function. `vfs` maps VF index to PCI address, read from the virtfnN links:
-    reading sriov_numvfs can hang (docs/kernel-facts.md)."""
+    reading sriov_numvfs can hang (docs/kernel-facts.md). VFs that are no functions of their own (netdevsim) have names of ours: 'netdevsim1/0'."""
 
     total: int
     autoprobe: bool = True
@@ -55,7 +58,8 @@ class Sriov:
 
 @dataclass(frozen=True)
 class Function:
-    """A PCI function as sysfs shows it."""
+    """A function as sysfs shows it: of PCI, or of another bus whose devices have VFs. What only PCI has (ids, class, group, override, slot) is empty
+    there."""
 
     address: str
     vendor: str
@@ -78,6 +82,9 @@ class Function:
     disks_in_use: tuple[str, ...] = ()
     boot_vga: bool = False
     sriov: Sriov | None = None
+    bus: str = "pci"
+    #: Network devices below this PF that stand for VFs inside the host (Documentation/networking/representors.rst).
+    representors: tuple[str, ...] = ()
 
     @property
     def is_bridge(self) -> bool:

@@ -12,17 +12,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import aliases, boot, store
+from . import aliases, boot, store, sysfs
 from .errors import EngineError
 from .host import Files, Host
 from .model import Function, Group, Iommu, Netdev, Sriov, State
 
-DEVICES = "/sys/bus/pci/devices"
+DEVICES = f"/sys/bus/{sysfs.PCI}/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 #: Seconds that an attribute may take. On a healthy host it takes microseconds.
 ANSWER_LIMIT = 3.0
+
+#: How drivers call a port that stands for a VF, a subfunction or a whole PF behind their switch (phys_port_name;
+#: __devlink_port_phys_port_name_get in net/devlink/port.c). Drivers before Linux 5.1 gave the number of the VF alone: not told apart from a port.
+REPRESENTOR = re.compile(r"(c\d+)?pf\d+((vf|sf)\d+)?")
 
 #: ACPI tables by which the firmware offers an IOMMU: VT-d, AMD-Vi, ARM SMMU.
 IOMMU_TABLES = ("DMAR", "IVRS", "IORT")
@@ -42,7 +46,7 @@ def read_state(host: Host, needs: Needs) -> State:
     stored = store.load_all(files)
     netdevs = _read_netdevs(host)
     drivers = frozenset(files.names(DRIVERS))
-    functions = _read_functions(files, stored, drivers)
+    functions = _read_functions(files, stored, drivers, netdevs)
     iommu = read_iommu(files)
     state = State(
         functions=functions,
@@ -66,13 +70,15 @@ def with_users(host: Host, state: State) -> State:
 # --- PCI functions -------------------------------------------------------------------------------------------------
 
 
-def _read_functions(files: Files, stored: Mapping[str, Any], drivers: frozenset[str]) -> dict[str, Function]:
+def _read_functions(
+    files: Files, stored: Mapping[str, Any], drivers: frozenset[str], known: Mapping[str, Netdev]
+) -> dict[str, Function]:
     addresses = [name for name in files.names(DEVICES) if ADDRESS.fullmatch(name)]
     slots = _read_slots(files)
     disks = _disks_in_use(files)
     netdevs = _netdevs_of_functions(files)
     overrides = _read_overrides(files, addresses)
-    functions = {}
+    functions: dict[str, Function] = {}
     modaliases = {}
     recorded = store.recorded_drivers(stored)
     for address in addresses:
@@ -81,10 +87,51 @@ def _read_functions(files: Files, stored: Mapping[str, Any], drivers: frozenset[
         if not _has_own_driver(function) and (address, store.ids(function)) not in recorded:
             modaliases[address] = files.attr(f"{DEVICES}/{address}/modalias") or ""
     native = aliases.native_drivers(files, set(modaliases.values()) - {""}, drivers)
-    return {
-        address: replace(function, native=_native(function, recorded, native.get(modaliases.get(address, ""))))
-        for address, function in functions.items()
-    }
+    for address in addresses:
+        own = _native(functions[address], recorded, native.get(modaliases.get(address, "")))
+        functions[address] = _without_representors(replace(functions[address], native=own), known)
+    functions.update(_read_other_buses(files, netdevs, known))
+    return functions
+
+
+def _without_representors(function: Function, known: Mapping[str, Netdev]) -> Function:
+    """The network devices below a PF in switchdev mode are its own port and those that stand for its VFs."""
+    standing = tuple(n for n in function.netdevs if n in known and REPRESENTOR.fullmatch(known[n].port_name))
+    return replace(
+        function, netdevs=tuple(n for n in function.netdevs if n not in standing), representors=standing
+    )
+
+
+def _read_other_buses(
+    files: Files, netdevs: Mapping[str, Sequence[str]], known: Mapping[str, Netdev]
+) -> dict[str, Function]:
+    """Devices of another bus than PCI, with what they have: a driver, network devices and VFs."""
+    found = {}
+    for bus, name in sysfs.OTHER_BUSES.items():
+        for address in files.names(f"/sys/bus/{bus}/devices"):
+            if name.fullmatch(address):
+                driver = files.link(f"{sysfs.device(address)}/driver")
+                function = Function(
+                    address=address,
+                    vendor="",
+                    device="",
+                    driver=driver,
+                    native=driver,
+                    netdevs=tuple(netdevs.get(address, ())),
+                    sriov=_read_netdevsim_vfs(files, address),
+                    bus=bus,
+                )
+                found[address] = _without_representors(function, known)
+    return found
+
+
+def _read_netdevsim_vfs(files: Files, address: str) -> Sriov:
+    """Here sriov_numvfs is a number in memory, read without a lock (nsim_bus_dev_numvfs_show), and the VFs are no devices. The limit
+    stands in debugfs, where that is mounted; 4 is what a new device has (NSIM_BUS_DEV_MAX_VFS)."""
+    count = int(files.attr(f"{sysfs.device(address)}/sriov_numvfs") or 0)
+    limit = files.attr(f"/sys/kernel/debug/netdevsim/{address}/max_vfs") or "4"
+    vfs = {index: f"{address}/{index}" for index in range(count)}
+    return Sriov(total=max(int(limit), count), autoprobe=False, vfs=vfs)
 
 
 def _has_own_driver(function: Function) -> bool:
@@ -141,13 +188,16 @@ def _read_overrides(files: Files, addresses: Sequence[str]) -> dict[str, str | N
 
 
 def _netdevs_of_functions(files: Files) -> dict[str, list[str]]:
-    """PCI address -> its network devices, also those of a device below it (virtio, where PCI function and network
+    """Address -> its network devices, also those of a device below it (virtio, where PCI function and network
     device have another bus between them)."""
     found: dict[str, list[str]] = {}
     for name in files.names("/sys/class/net"):
-        addresses = ADDRESS.findall(files.resolve(f"/sys/class/net/{name}"))
-        if addresses:
-            found.setdefault(addresses[-1], []).append(name)
+        path = files.resolve(f"/sys/class/net/{name}")
+        addresses = ADDRESS.findall(path)
+        # The device itself, for a bus of its own: .../netdevsim1/net/eni1np1.
+        parent = path.rpartition("/net/")[0].rpartition("/")[2]
+        if addresses or sysfs.bus_of(parent) != sysfs.PCI:
+            found.setdefault(addresses[-1] if addresses else parent, []).append(name)
     return found
 
 
@@ -288,6 +338,8 @@ def _read_netdev(files: Files, link: Mapping[str, Any], routed: set[str]) -> Net
         uppers=tuple(entry[6:] for entry in here if entry.startswith("upper_")),
         lowers=tuple(entry[6:] for entry in here if entry.startswith("lower_")),
         kind=(link.get("linkinfo") or {}).get("info_kind", ""),
+        port_name=link.get("phys_port_name") or "",
+        switch_id=link.get("phys_switch_id") or "",
     )
 
 

@@ -10,11 +10,11 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from . import engine, store
+from . import engine, store, sysfs
 from .errors import EngineError
 from .host import Host
 from .model import State
-from .read import DEVICES, Needs, read_state
+from .read import Needs, read_state
 from .resources import common
 from .resources.common import Options
 
@@ -115,7 +115,7 @@ def _wait_for_drivers(host: Host, entries: Collection[Entry]) -> None:
 
     def ready() -> bool:
         return all(
-            host.files.exists(f"{DEVICES}/{address}/driver" if name == "sriov" else f"{DEVICES}/{address}")
+            host.files.exists(sysfs.device(address) + ("/driver" if name == "sriov" else ""))
             for name, address, _entry in entries
         )
 

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from . import sysfs
 from .errors import StateFileError
 from .host import Files
 from .model import Function, State
@@ -97,8 +98,8 @@ def save(files: Files, resource: str, document: Mapping[str, Any]) -> None:
 def identity(state: State, function: Function) -> dict[str, str]:
     """All that identifies a device, for recognising it when it has moved or was exchanged."""
     mac = next((state.netdevs[name].mac for name in function.netdevs if name in state.netdevs), "")
-    if function.physfn:
-        # A VF may have another random one at each birth.
+    if function.physfn or function.bus != sysfs.PCI:
+        # A VF and a simulated device may have another random one at each birth.
         mac = ""
     return {
         "address": function.address,
@@ -150,6 +151,7 @@ def _remembered(address: str, entry: Mapping[str, Any]) -> Function:
         native=entry["origin"].get("driver"),
         serial=identity.get("serial", ""),
         slot=identity.get("slot", ""),
+        bus=sysfs.bus_of(address),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .. import drivers, guards, store
+from .. import drivers, guards, store, sysfs
 from ..host import Host
 from ..model import Action, Function, Plan, Refusal, State
 from ..sriov import binding, eswitch, ranges
@@ -72,6 +72,8 @@ def info(state: State) -> list[dict[str, Any]]:
 
 def _vf_facts(state: State, address: str) -> dict[str, Any]:
     vf = state.functions.get(address)
+    if sysfs.is_name_of_ours(address):
+        return {}
     return {"driver": (vf.override or "default") if vf else "default"}
 
 

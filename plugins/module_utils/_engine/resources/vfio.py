@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import guards, store
+from .. import guards, store, sysfs
 from ..model import AFTER_REBOOT, Action, Function, Plan, Refusal, State
 from . import common
 from .common import Options, Target
@@ -48,6 +48,9 @@ def info(state: State) -> list[dict[str, Any]]:
 
 def _check(state: State, target: Target) -> list[Refusal]:
     function, driver = target.function, target.wish.get("driver") or "vfio-pci"
+    if function.bus != sysfs.PCI:
+        reason = f"{target.label}: it is on the bus {function.bus}; only PCI functions can be given to a vfio driver."
+        return [Refusal(function.address, reason, "Narrow the selector; nothing was changed.")]
     if not _DRIVER.fullmatch(driver) or not common.driver_exists(state, driver):
         return [common.unknown_driver(function.address, driver)]
     if function.is_bridge:

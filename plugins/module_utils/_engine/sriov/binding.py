@@ -21,6 +21,9 @@ _DRIVER = re.compile(r"[A-Za-z0-9_.-]+")
 def check(port: Port) -> list[Refusal]:
     """Do the wished drivers exist?"""
     named = {vf["driver"] for vf in port.wished.values() if vf.get("driver") not in (None, "default")}
+    if named and not port.has_vf_functions:
+        reason = f"its VFs are no functions of their own (bus {port.pf.bus}), so none can be given to {min(named)}."
+        return [port.wrong(reason, "Leave driver unset for them.")]
     missing = [d for d in sorted(named) if not _DRIVER.fullmatch(d) or not common.driver_exists(port.state, d)]
     return [common.unknown_driver(port.pf.address, driver) for driver in missing]
 
@@ -35,6 +38,8 @@ def reserved(port: Port) -> dict[str, str]:
 def plan(port: Port) -> Plan:
     """Bind and release what differs, VF by VF."""
     result = Plan()
+    if not port.has_vf_functions:
+        return result
     going = frozenset(
         port.addresses[i] for i, vf in port.wished.items() if (vf.get("driver") or "").startswith("vfio")
     )

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import sysfs
 from ..model import Function, Refusal, Sriov, State
 from ..resources.common import Options
 
@@ -48,6 +49,11 @@ class Port:
             return {index: predict_address(self.pf, self.sriov, index) for index in range(self.count)}
         return self.sriov.vfs
 
+    @property
+    def has_vf_functions(self) -> bool:
+        """Are its VFs functions of their own, with drivers? Those of netdevsim are not."""
+        return self.pf.bus == sysfs.PCI
+
     def vf(self, index: int) -> Function | None:
         """The VF as it is; None when it is not born yet."""
         return None if self.born else self.state.functions.get(self.addresses[index])
@@ -65,6 +71,8 @@ def bad(address: str, reason: str, way_out: str) -> Refusal:
 def predict_address(pf: Function, sriov: Sriov, index: int) -> str:
     """The address of a VF that is not born yet: routing ID of the PF plus First VF Offset plus index times VF Stride
     (PCI Express Base Specification, SR-IOV capability). The device may change both when the count changes."""
+    if pf.bus != sysfs.PCI:
+        return f"{pf.address}/{index}"
     domain, bus, rest = pf.address.split(":")
     slot, function = rest.split(".")
     routing = (int(bus, 16) << 8 | int(slot, 16) << 3 | int(function)) + sriov.offset + index * sriov.stride
