@@ -153,6 +153,8 @@ options:
             description:
               - The driver that the VF shall have, by the name it has in C(/sys/bus/pci/drivers). V(default) means the one
                 that the kernel gives by itself.
+              - V(vfio-best) means the vfio driver that is made for these VFs (a variant driver such as V(mlx5_vfio_pci)),
+                where the running kernel's C(modules.alias) names one, else V(vfio-pci).
               - The driver has to be there or to be a module of the running kernel. Unset, the driver stays as it is.
               - A vfio driver needs the IOMMU. Where the IOMMU is to come with the next boot, the VF waits for that boot.
             type: str
@@ -166,6 +168,8 @@ options:
             description:
               - The driver that the VF shall have, by the name it has in C(/sys/bus/pci/drivers). V(default) means the one
                 that the kernel gives by itself.
+              - V(vfio-best) means the vfio driver that is made for these VFs (a variant driver such as V(mlx5_vfio_pci)),
+                where the running kernel's C(modules.alias) names one, else V(vfio-pci).
               - The driver has to be there or to be a module of the running kernel. Unset, the driver stays as it is.
               - A vfio driver needs the IOMMU. Where the IOMMU is to come with the next boot, the VF waits for that boot.
             type: str
@@ -281,8 +285,18 @@ options:
       driver:
         description:
           - The driver that the device is given to, by the name it has in C(/sys/bus/pci/drivers).
+          - V(vfio-best) means the vfio driver that is made for this very device (a variant driver such as V(mlx5_vfio_pci)),
+            where the running kernel's C(modules.alias) names one, else V(vfio-pci). What it came to is recorded.
         type: str
         default: vfio-pci
+      early:
+        description:
+          - Let the initramfs give the device to O(vfio[].driver), before udev loads the device's own driver. Without it,
+            its own driver may have it for some seconds at boot, until the replay takes it.
+          - It needs initramfs-tools or dracut. The images of all installed kernels are made anew, once a run and only when
+            something about it changes. VFs cannot have it, nor devices whose own driver is built into the kernel.
+          - Unset, it stays as it is. V(iovirt.early=off) on the kernel command line lets one boot go without it.
+        type: bool
   only:
     description:
       - The resources to look at. The lists of the others are passed over. Unset means all.
@@ -300,6 +314,8 @@ options:
     choices: [sriov, vfio]
     default: []
 seealso:
+  - module: iovirt.host.sriov_info
+  - module: iovirt.host.vfio_info
   - module: iovirt.host.sriov
   - module: iovirt.host.vfio
   - module: iovirt.host.iommu
@@ -437,7 +453,7 @@ sriov:
       elements: dict
 vfio:
   description:
-    - All whole functions that a vfio driver holds after the call. Each entry is valid input for O(vfio).
+    - All whole functions that a vfio driver holds after the call, and all that the collection owns. Each entry is valid input for O(vfio).
   returned: when O(vfio) is set and O(only) does not leave it out
   type: list
   elements: dict
@@ -450,6 +466,10 @@ vfio:
       description:
         - The driver that holds it.
       type: str
+    early:
+      description:
+        - Whether it is declared to be bound in the initramfs; missing where it is not.
+      type: bool
 """
 
 from ansible_collections.iovirt.host.plugins.module_utils import _door

@@ -130,6 +130,15 @@ host:
           description:
             - The IOMMU groups by number, with C(type) (the domain type) and C(devices) (PCI addresses).
           type: dict
+    lockdown:
+      description:
+        - How far the kernel is locked down even for root, V(none), V(integrity) or V(confidentiality). V(null) where it
+          does not say. From V(integrity) on it takes signed modules only.
+      type: str
+    secure_boot:
+      description:
+        - Whether the firmware checks what it boots; V(null) where it is no UEFI.
+      type: bool
     functions:
       description:
         - The PCI functions, by address.
@@ -172,6 +181,10 @@ host:
         native_driver:
           description:
             - The driver that it has when nothing overrides it, or V(null) where none is known.
+          type: str
+        vfio_driver:
+          description:
+            - The vfio driver made for this device (a variant driver), else V(vfio-pci). It is what V(vfio-best) comes to.
           type: str
         numa_node:
           description:

@@ -153,6 +153,8 @@ options:
             description:
               - The driver that the VF shall have, by the name it has in C(/sys/bus/pci/drivers). V(default) means the one
                 that the kernel gives by itself.
+              - V(vfio-best) means the vfio driver that is made for these VFs (a variant driver such as V(mlx5_vfio_pci)),
+                where the running kernel's C(modules.alias) names one, else V(vfio-pci).
               - The driver has to be there or to be a module of the running kernel. Unset, the driver stays as it is.
               - A vfio driver needs the IOMMU. Where the IOMMU is to come with the next boot, the VF waits for that boot.
             type: str
@@ -166,6 +168,8 @@ options:
             description:
               - The driver that the VF shall have, by the name it has in C(/sys/bus/pci/drivers). V(default) means the one
                 that the kernel gives by itself.
+              - V(vfio-best) means the vfio driver that is made for these VFs (a variant driver such as V(mlx5_vfio_pci)),
+                where the running kernel's C(modules.alias) names one, else V(vfio-pci).
               - The driver has to be there or to be a module of the running kernel. Unset, the driver stays as it is.
               - A vfio driver needs the IOMMU. Where the IOMMU is to come with the next boot, the VF waits for that boot.
             type: str

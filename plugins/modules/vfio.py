@@ -138,8 +138,18 @@ options:
       driver:
         description:
           - The driver that the device is given to, by the name it has in C(/sys/bus/pci/drivers).
+          - V(vfio-best) means the vfio driver that is made for this very device (a variant driver such as V(mlx5_vfio_pci)),
+            where the running kernel's C(modules.alias) names one, else V(vfio-pci). What it came to is recorded.
         type: str
         default: vfio-pci
+      early:
+        description:
+          - Let the initramfs give the device to O(devices[].driver), before udev loads the device's own driver. Without
+            it, its own driver may have it for some seconds at boot, until the replay takes it.
+          - It needs initramfs-tools or dracut. The images of all installed kernels are made anew, once a run and only when
+            something about it changes. VFs cannot have it, nor devices whose own driver is built into the kernel.
+          - Unset, it stays as it is. V(iovirt.early=off) on the kernel command line lets one boot go without it.
+        type: bool
   exclusive:
     description:
       - >-
@@ -152,6 +162,7 @@ notes:
     The rules are those of the kernel: C(driver_override) in C(Documentation/ABI/testing/sysfs-bus-pci), and
     C(Documentation/driver-api/vfio.rst).
 seealso:
+  - module: iovirt.host.vfio_info
   - module: iovirt.host.devices
   - module: iovirt.host.sriov
   - module: iovirt.host.iommu
@@ -260,7 +271,7 @@ indeterminate:
   elements: str
 vfio:
   description:
-    - All whole functions that a vfio driver holds after the call. Each entry is valid input for O(devices).
+    - All whole functions that a vfio driver holds after the call, and all that the collection owns. Each entry is valid input for O(devices).
   returned: always
   type: list
   elements: dict
@@ -273,6 +284,10 @@ vfio:
       description:
         - The driver that holds it.
       type: str
+    early:
+      description:
+        - Whether it is declared to be bound in the initramfs; missing where it is not.
+      type: bool
 """
 
 from ansible_collections.iovirt.host.plugins.module_utils import _door

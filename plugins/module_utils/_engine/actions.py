@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import aliases, boot, drivers, grub, store, sysfs
+from . import aliases, boot, drivers, grub, initramfs, security, store, sysfs
 from .errors import EngineError, explain
 from .host import Host
 from .read import DEVICES, DRIVERS
@@ -170,7 +170,7 @@ def _bind(host: Host, args: Args) -> None:
 
 
 def _bind_advice(driver: str) -> str:
-    if driver.startswith("vfio"):
+    if drivers.is_vfio(driver):
         return "A vfio driver needs a usable IOMMU group: see iovirt.host.host_info and the kernel log."
     return "Look at the kernel log for what the driver said."
 
@@ -198,11 +198,22 @@ def _release(host: Host, args: Args) -> None:
     elif native:
         _load_as_udev_would(host, address, native)
     _offer(host, address)
+    _not_taken_again(host, address, wanted)
     if wanted is None or (not override and _may_stay_without(host, address, wanted)):
         return
     if not host.wait(lambda: _driver(host, address) is not None, APPEAR_LIMIT):
         raise EngineError(
             f"no driver took {address} within {APPEAR_LIMIT:g} s; its own would be {wanted}. Look at the kernel log."
+        )
+
+
+def _not_taken_again(host: Host, address: str, wanted: str | None) -> None:
+    """Without an override vfio-pci still takes what its ids= or new_id name."""
+    taken = _driver(host, address)
+    if drivers.is_vfio(taken) and not drivers.is_vfio(wanted):
+        raise EngineError(
+            f"{taken} took {address} again by its IDs. Take them out of vfio-pci's ids= (kernel command line, modprobe.d) "
+            "and reboot; an ID given through new_id goes with remove_id."
         )
 
 
@@ -253,11 +264,17 @@ def _offer(host: Host, address: str) -> None:
 def _load(host: Host, driver: str) -> None:
     if host.files.exists(f"{DRIVERS}/{driver}"):
         return
-    code, _out, err = host.run(["modprobe", "--", driver])
+    module = drivers.module_of(driver)
+    # By the driver's name where that is the module's too: '-' and '_' are one to modprobe.
+    name = driver if driver.replace("-", "_") == module else module
+    code, _out, err = host.run(["modprobe", "--", name])
     if code:
-        raise EngineError(f"modprobe {driver} failed: {err.strip() or code}. Install or repair the module.")
+        why = security.why_refused(host.files, err) or "Install or repair the module."
+        raise EngineError(f"modprobe {name} failed: {err.strip() or code}. {why}")
     if not host.wait(lambda: host.files.exists(f"{DRIVERS}/{driver}"), APPEAR_LIMIT):
-        raise EngineError(f"modprobe {driver} succeeded, but there is no driver {driver} on the PCI bus.")
+        others = [n[4:] for n in host.files.names(f"/sys/module/{module}/drivers") if n.startswith("pci:")]
+        hint = f" The module's driver is called {', '.join(others)}: name that one." if others else ""
+        raise EngineError(f"modprobe {name} succeeded, but there is no driver {driver} on the PCI bus.{hint}")
 
 
 def _load_as_udev_would(host: Host, address: str, native: str) -> None:
@@ -314,6 +331,7 @@ TABLE: Mapping[str, Step] = {
     "declare": Step(_declare, _undo_declare),
     "write_file": Step(_write_file, _undo_write_file),
     "grub_mkconfig": Step(grub.make_config, grub.undo_config),
+    "refresh_initramfs": Step(initramfs.refresh, initramfs.undo),
     "install_replay": Step(boot.install, boot.undo_install),
     "remove_replay": Step(boot.remove, boot.undo_remove),
 }

@@ -115,7 +115,7 @@ def _rules(declared: Collection[str], ours: Collection[str]) -> str:
         'ENV{ID_NET_MANAGED_BY}="iovirt.host", ENV{NM_UNMANAGED}="1"'
     )
     rule = (
-        'ACTION=="bind", SUBSYSTEM=="%(bus)s", KERNEL=="%(a)s", ENV{DRIVER}!="vfio-pci", '
+        'ACTION=="bind", SUBSYSTEM=="%(bus)s", KERNEL=="%(a)s", ENV{DRIVER}!="*vfio*", '
         'RUN+="/bin/systemctl --no-block start iovirt-replay@%(a)s.service"'
     )
     lines = [rule % {"a": address, "bus": sysfs.bus_of(address)} for address in sorted(declared)] + [vf % {"a": address} for address in sorted(ours)]

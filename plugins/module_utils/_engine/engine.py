@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import boot, read, report, store
+from . import boot, initramfs, match, read, report, store
 from .apply import Outcome, apply
+from .drivers import is_vfio
 from .errors import EngineError
 from .host import Host
 from .model import Plan, Refusal, State
@@ -80,8 +81,9 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
 
 def _read(host: Host, wishes: Wishes, options: Options) -> State:
     drivers: frozenset[str] = frozenset().union(*(RESOURCES[name].needs(list_) for name, list_ in wishes.items()))
-    state = _read_more(host, read.read_state(host, Needs(drivers=drivers)), wishes, options)
-    if state.iommu.active or not any(driver.startswith("vfio") for driver in drivers):
+    early = any(wish.get("early") for wish in wishes.get(vfio.NAME, ()))
+    state = _read_more(host, read.read_state(host, Needs(drivers=drivers, early=early)), wishes, options)
+    if state.iommu.active or not any(is_vfio(driver) for driver in drivers):
         return state
     return replace(state, iommu=replace(state.iommu, after_reboot=_iommu_after_reboot(host, state)))
 
@@ -116,10 +118,21 @@ def plan_devices(host: Host, state: State, wishes: Wishes, options: Options, dec
             if action.kind == "declare":
                 _note(declared[name], action.args)
     plan.refusals += _ruled_twice(state, declared)
+    if declare and state.early:
+        _add_early(state, plan, declared[vfio.NAME])
     if declare and host.sources is not None:
         ours = {address for address, entry in declared["sriov"].items() if _made_by_us(entry)}
         _add_replay(host, state, plan, {address for entries in declared.values() for address in entries}, ours)
     return plan
+
+
+def _add_early(state: State, plan: Plan, declared: Mapping[str, Mapping[str, Any]]) -> None:
+    """What the initramfs does is made anew once, after all devices; the replay does not come here."""
+    early = {address: entry for address, entry in declared.items() if entry["wish"].get("early")}
+    refusals = [refusal for address in sorted(early) for refusal in vfio.check_early(state, address)]
+    plan.refusals += refusals
+    if not refusals:
+        plan.actions += initramfs.plan(state.early, [initramfs.claim(a, entry) for a, entry in early.items()])
 
 
 def _note(entries: dict[str, Any], args: Mapping[str, Any]) -> None:
@@ -160,6 +173,57 @@ def _add_replay(host: Host, state: State, plan: Plan, declared: Collection[str],
 def _raise_refusals(refusals: Sequence[Refusal]) -> None:
     if refusals:
         raise EngineError("\n".join(dict.fromkeys(refusal.sentence() for refusal in refusals)))
+
+
+def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The devices of a resource as they are, as valid input for it, and facts beside that. Of a device that the
+    collection owns it names what was wished of it, of any other all there is. Reads only."""
+    state = read.read_state(host, Needs(variants=True))
+    state = _read_more(host, state, {name: _owned_wishes(state.stored[name]["devices"])}, Options())
+    resource = RESOURCES[name]
+    wrong = match.check_selector(selector) if selector else None
+    if wrong:
+        raise EngineError(f"the match is not usable: {wrong}")
+    chosen = {f.address for f in match.select(state, selector)} if selector else set(state.functions)
+    devices = [item for item in resource.info(state) if item["match"]["address"][0] in chosen]
+    addresses = [item["match"]["address"][0] for item in devices]
+    return {
+        "changed": False,
+        "devices": [_as_owned(item, state.stored[name]["devices"].get(a)) for a, item in zip(addresses, devices)],
+        "facts": [{"address": a, **resource.facts(state, state.functions[a])} for a in addresses],
+    }
+
+
+def _owned_wishes(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is declared, so that the same is read as when it is planned."""
+    return [
+        {
+            **entry["wish"],
+            "match": {"address": [address], "vf": True},
+            "expect": None,
+            "vfs": [{"range": index, **vf} for index, vf in entry["wish"].get("vfs", {}).items()],
+        }
+        for address, entry in entries.items()
+    ]
+
+
+def _as_owned(item: Mapping[str, Any], entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of what a device is, the keys that the collection rules on it: handed back, they are the wish that is there."""
+    if entry is None:
+        return dict(item)
+    wish = entry["wish"]
+    kept = {key: value for key, value in item.items() if key == "match" or wish.get(key) is not None}
+    if "vfs" in item:
+        kept["vfs"] = [
+            {
+                **{key: value for key, value in vf.items() if key == "range" or key in wish["vfs"][vf["range"]]},
+                # Not of the device, but of the wish alone.
+                **{key: value for key, value in wish["vfs"][vf["range"]].items() if key not in vf},
+            }
+            for vf in item["vfs"]
+            if vf["range"] in wish["vfs"]
+        ]
+    return kept
 
 
 def host_iommu(host: Host, state: str, mode: str | None, prove: bool, call: Call) -> dict[str, Any]:

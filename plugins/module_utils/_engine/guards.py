@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from .drivers import is_vfio
 from .model import Function, Netdev, Refusal, State
 
 #: Drivers under which a function may sit in a group that a guest uses (drivers/vfio/vfio_main.c of old, and the
@@ -47,7 +48,7 @@ def before_assignment(state: State, function: Function, going: Collection[str]) 
         sibling = state.functions.get(address)
         if sibling is None or address == function.address or address in going or sibling.is_bridge:
             continue
-        if sibling.driver and not sibling.driver.startswith("vfio") and sibling.driver not in HARMLESS_DRIVERS:
+        if sibling.driver and not is_vfio(sibling.driver) and sibling.driver not in HARMLESS_DRIVERS:
             reason = (
                 f"its IOMMU group {function.group} also holds {address}, which the host uses (driver {sibling.driver}): "
                 "no guest can take one without the other."

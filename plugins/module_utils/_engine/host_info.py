@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from . import replay
+from . import replay, security
 from .host import Files, Host
 from .model import Function, State
 from .read import Needs, read_state
-from .resources import iommu
+from .resources import common, iommu
 
 #: CPU flags (arch/x86/include/asm/cpufeatures.h): hardware virtualization, and nested paging below it.
 _VIRTUALIZATION = {"vmx": "VT-x", "svm": "AMD-V"}
@@ -32,7 +32,7 @@ _DMI = (
 
 def facts(host: Host) -> dict[str, Any]:
     """The facts of a host, in the words of the collection's variables."""
-    state = read_state(host, Needs())
+    state = read_state(host, Needs(variants=True))
     last = host.files.text(replay.RESULT)
     return {
         "changed": False,
@@ -42,6 +42,7 @@ def facts(host: Host) -> dict[str, Any]:
             "kernel": host.files.attr("/proc/sys/kernel/osrelease"),
             "kvm": _kvm(host.files),
             "iommu": iommu.info(state.iommu),
+            **security.facts(host.files),
             "functions": [_function(state, function) for function in state.functions.values()],
         },
         "declared": {name: document["devices"] for name, document in state.stored.items()},
@@ -104,6 +105,7 @@ def _function(state: State, function: Function) -> dict[str, Any]:
         "driver": function.driver,
         "driver_override": function.override,
         "native_driver": function.native,
+        "vfio_driver": common.best_vfio(state, function.address),
         "numa_node": function.numa_node,
         "slot": function.slot,
         "serial": function.serial,

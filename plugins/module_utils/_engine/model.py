@@ -127,6 +127,14 @@ class State:
     drivers: frozenset[str] = frozenset()
     #: Of the drivers that were asked for: those that a module of the running kernel provides.
     loadable: frozenset[str] = frozenset()
+    #: Driver that was asked for -> why it cannot be had, and the way out.
+    lacking: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    #: Address -> the VFIO driver made for this very device. A PF's address with '/vf' behind it: for its VFs. Read only
+    #: where a wish or a report asks for it.
+    variants: Mapping[str, str] = field(default_factory=dict)
+    #: The initramfs tool, our files for it and the images (initramfs.py), and the modules that are built in. Read only
+    #: where a device is bound early, or was.
+    early: Mapping[str, Any] = field(default_factory=dict)
     #: IOMMU group -> processes that hold it open. None: not read (only needed before something is taken away).
     users: Mapping[str, tuple[str, ...]] | None = None
     #: Network device through which the controller is connected.

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import aliases, boot, store, sysfs
+from . import aliases, boot, initramfs, store, sysfs
+from .drivers import BEST, is_vfio
 from .errors import EngineError
 from .host import Files, Host
 from .model import Function, Group, Iommu, Netdev, Sriov, State
@@ -38,6 +39,10 @@ class Needs:
 
     drivers: frozenset[str] = frozenset()
     users: bool = False
+    #: Which devices have a VFIO driver of their own kind.
+    variants: bool = False
+    #: What the initramfs does.
+    early: bool = False
 
 
 def read_state(host: Host, needs: Needs) -> State:
@@ -48,12 +53,17 @@ def read_state(host: Host, needs: Needs) -> State:
     drivers = frozenset(files.names(DRIVERS))
     functions = _read_functions(files, stored, drivers, netdevs)
     iommu = read_iommu(files)
+    variants = _read_variants(files, functions, drivers) if needs.variants or BEST in needs.drivers else {}
+    wanted = _wanted_drivers(needs, variants) - drivers
     state = State(
         functions=functions,
         netdevs=netdevs,
         iommu=iommu,
         drivers=drivers,
-        loadable=aliases.providable(files, needs.drivers - drivers),
+        loadable=aliases.providable(files, wanted),
+        lacking=aliases.lacking(files, wanted),
+        variants=variants,
+        early=_read_early(files, stored, needs),
         control_netdev=_control_netdev(host.environment, netdevs),
         vfio_sriov=files.attr("/sys/module/vfio_pci/parameters/enable_sriov") == "Y",
         replay=boot.read(files, host.python),
@@ -65,6 +75,34 @@ def read_state(host: Host, needs: Needs) -> State:
 def with_users(host: Host, state: State) -> State:
     """The state, with the processes that hold an IOMMU group open: whom it would hurt to take a device away."""
     return replace(state, users=_read_users(host.files, state))
+
+
+def _wanted_drivers(needs: Needs, variants: Mapping[str, str]) -> frozenset[str]:
+    """The drivers that a wish may come to."""
+    if BEST not in needs.drivers:
+        return needs.drivers
+    return (needs.drivers - {BEST}) | {"vfio-pci", *variants.values()}
+
+
+def _read_variants(files: Files, functions: Mapping[str, Function], drivers: frozenset[str]) -> dict[str, str]:
+    modaliases = {}
+    for address, function in functions.items():
+        if function.bus != sysfs.PCI:
+            continue
+        modalias = files.attr(f"{DEVICES}/{address}/modalias") or ""
+        modaliases[address] = modalias
+        if function.sriov and function.sriov.total:
+            # As its VFs will have it: the device ID of their own, the rest as the PF's.
+            vf_device = function.sriov.vf_device.upper().zfill(8)
+            modaliases[f"{address}/vf"] = modalias[:14] + vf_device + modalias[22:]
+    return aliases.variants(files, modaliases, drivers)
+
+
+def _read_early(files: Files, stored: Mapping[str, Any], needs: Needs) -> Mapping[str, Any]:
+    declared = any(entry["wish"].get("early") for entry in stored["vfio"]["devices"].values())
+    if not (needs.early or declared or files.exists(initramfs.RECORD)):
+        return {}
+    return {**initramfs.read(files), "builtin": aliases.builtin(files)}
 
 
 # --- PCI functions -------------------------------------------------------------------------------------------------
@@ -136,7 +174,7 @@ def _read_netdevsim_vfs(files: Files, address: str) -> Sriov:
 
 def _has_own_driver(function: Function) -> bool:
     """Is the driver that it has now the one it would have without us?"""
-    return function.driver is not None and not function.override and not function.driver.startswith("vfio")
+    return function.driver is not None and not function.override and not is_vfio(function.driver)
 
 
 def _native(function: Function, recorded: Mapping[tuple[str, str], str], by_alias: str | None) -> str | None:
@@ -390,7 +428,7 @@ def _read_users(files: Files, state: State) -> dict[str, tuple[str, ...]]:
     (/dev/vfio/devices/vfioN). Every process is looked at, whatever mount namespace it lives in: the link text of a
     descriptor stays."""
     by_cdev = _cdev_groups(files, state)
-    if not any((function.driver or "").startswith("vfio") for function in state.functions.values()):
+    if not any(is_vfio(function.driver) for function in state.functions.values()):
         return {}
     found: dict[str, list[str]] = {}
     for pid in files.names("/proc"):
@@ -411,7 +449,7 @@ def _read_users(files: Files, state: State) -> dict[str, tuple[str, ...]]:
 def _cdev_groups(files: Files, state: State) -> dict[str, str]:
     found = {}
     for address, function in state.functions.items():
-        if function.group and (function.driver or "").startswith("vfio"):
+        if function.group and is_vfio(function.driver):
             for name in files.names(f"{DEVICES}/{address}/vfio-dev"):
                 found[name] = function.group
     return found

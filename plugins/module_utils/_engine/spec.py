@@ -58,6 +58,7 @@ SRIOV: dict[str, Any] = {
 VFIO: dict[str, Any] = {
     **_TARGET,
     "driver": {"type": "str", "default": "vfio-pci"},
+    "early": {"type": "bool"},
 }
 
 ALLOW: dict[str, Any] = {"type": "list", "elements": "str", "choices": list(DANGERS), "default": []}
@@ -89,4 +90,6 @@ MODULES: dict[str, dict[str, Any]] = {
         "prove": {"type": "bool", "default": False},
     },
     "host_info": {},
+    "sriov_info": {"match": {"type": "dict", "options": SELECTOR}},
+    "vfio_info": {"match": {"type": "dict", "options": SELECTOR}},
 }

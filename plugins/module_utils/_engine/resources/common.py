@@ -175,18 +175,25 @@ def no_group(address: str, state: State) -> Refusal:
     return Refusal(address, reason, way_out)
 
 
-def unknown_driver(address: str, driver: str) -> Refusal:
+def best_vfio(state: State, key: str) -> str:
+    """The VFIO driver that is made for a device, else the one for all, as libvirt chooses."""
+    return state.variants.get(key, "vfio-pci")
+
+
+def unknown_driver(address: str, driver: str, state: State) -> Refusal:
+    """Why a wished driver cannot be had: the name is wrong, or its module is missing, switched off or gone."""
     if driver in drivers.SPELLED:
         reason = f"there is no driver {driver}: that is its module, the driver is called {drivers.SPELLED[driver]}."
-    else:
-        reason = (
-            f"there is no driver {driver}: it is not on the PCI bus and the running kernel has no module of that name."
-        )
-    return Refusal(address, reason, "Correct the name or install the module; nothing was changed.")
+        return Refusal(address, reason, "Correct the name; nothing was changed.")
+    reason, way_out = state.lacking.get(driver, (f"there is no driver {driver}.", "Correct the name."))
+    return Refusal(address, reason, f"{way_out} Nothing was changed.")
 
 
 def driver_exists(state: State, driver: str) -> bool:
-    return driver in state.drivers or (driver in state.loadable and driver not in drivers.SPELLED)
+    """Is it on the bus, or can its module be loaded?"""
+    if driver in drivers.SPELLED:
+        return False
+    return driver in state.drivers or (driver in state.loadable and driver not in state.lacking)
 
 
 def guarded(plan: Plan, dangers: Sequence[Refusal], options: Options, address: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import drivers, guards, store, sysfs
 from ..host import Host
-from ..model import Action, Function, Plan, Refusal, State
+from ..model import Action, Function, Plan, Refusal, Sriov, State
 from ..sriov import binding, eswitch, ranges
 from ..sriov.port import Port, bad
 from . import common
@@ -66,15 +66,41 @@ def info(state: State) -> list[dict[str, Any]]:
             "vfs": [{"range": str(index), **_vf_facts(state, vf)} for index, vf in function.sriov.vfs.items()],
         }
         for function in state.functions.values()
-        if function.sriov
+        if function.sriov and (function.sriov.vfs or not drivers.is_vfio(function.driver))
     ]
+
+
+def facts(state: State, function: Function) -> dict[str, Any]:
+    """What stands beside a wish and is none."""
+    sriov = function.sriov or Sriov(0)
+    return {
+        "driver": function.driver,
+        "native_driver": function.native,
+        "total_vfs": sriov.total,
+        "drivers_autoprobe": sriov.autoprobe,
+        "vfio_driver": common.best_vfio(state, f"{function.address}/vf"),
+        "declared": common.stored_entry(state, NAME, function.address) is not None,
+        "vfs": [_vf_beside(state, index, address) for index, address in sriov.vfs.items()],
+    }
+
+
+def _vf_beside(state: State, index: int, address: str) -> dict[str, Any]:
+    vf = state.functions.get(address)
+    return {
+        "index": index,
+        "address": address,
+        "driver": vf.driver if vf else None,
+        "iommu_group": vf.group if vf else None,
+        "netdevs": list(vf.netdevs) if vf else [],
+    }
 
 
 def _vf_facts(state: State, address: str) -> dict[str, Any]:
     vf = state.functions.get(address)
     if sysfs.is_name_of_ours(address):
         return {}
-    return {"driver": (vf.override or "default") if vf else "default"}
+    held = vf.driver if vf and drivers.is_vfio(vf.driver) else None
+    return {"driver": (vf.override or held or "default") if vf else "default"}
 
 
 # --- Checking a wish against its device ----------------------------------------------------------------------------
@@ -129,6 +155,7 @@ def _take(state: State, target: Target, options: Options) -> Plan:
     wished, refusals = ranges.wished_vfs(target.function.address, target.label, target.wish, count)
     if common.refuse_all(result, refusals):
         return result
+    wished = binding.resolved(state, target.function, wished)
     of_pf = {key: value for key, value in target.wish.items() if key not in _NOT_OF_PF and value is not None}
     port = Port(state, target.function, sriov, options, target.label, of_pf, count, wished)
     if common.refuse_all(result, _check(port)):

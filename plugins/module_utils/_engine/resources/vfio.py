@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import guards, store, sysfs
+from .. import drivers, guards, initramfs, store, sysfs
 from ..model import AFTER_REBOOT, Action, Function, Plan, Refusal, State
 from . import common
 from .common import Options, Target
@@ -38,21 +38,87 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
 
 
 def info(state: State) -> list[dict[str, Any]]:
-    """The whole functions that a vfio driver holds, in the form of wishes."""
-    return [
-        {"match": {"address": [function.address]}, "driver": function.driver}
-        for function in state.functions.values()
-        if function.physfn is None and (function.driver or "").startswith("vfio")
-    ]
+    """The whole functions that a vfio driver holds, and all that the collection owns, in the form of wishes."""
+    return [_as_wish(state, function) for function in state.functions.values() if _is_listed(state, function)]
+
+
+def _is_listed(state: State, function: Function) -> bool:
+    owned = common.stored_entry(state, NAME, function.address) is not None
+    return function.driver is not None and (owned or (function.physfn is None and drivers.is_vfio(function.driver)))
+
+
+def _as_wish(state: State, function: Function) -> dict[str, Any]:
+    match: dict[str, Any] = {"address": [function.address]}
+    if function.physfn:
+        match["vf"] = True
+    wish = {"match": match, "driver": function.driver}
+    return {**wish, "early": True} if _stored_early(state, function.address) else wish
+
+
+def facts(state: State, function: Function) -> dict[str, Any]:
+    """What stands beside a wish: both sides of a reboot, and what else could have the device."""
+    entry = common.stored_entry(state, NAME, function.address)
+    early = _stored_early(state, function.address)
+    after = entry["wish"]["driver"] if entry else function.native
+    by = "initramfs" if early and initramfs.ready(state.early) else "replay"
+    return {
+        "driver": function.driver,
+        "driver_override": function.override,
+        "native_driver": function.native,
+        "vfio_driver": common.best_vfio(state, function.address),
+        "next_boot": {"driver": after, "bound_by": by if entry else "kernel"},
+        "iommu_group": function.group,
+        "declared": entry is not None,
+    }
+
+
+def _stored_early(state: State, address: str) -> bool:
+    entry = common.stored_entry(state, NAME, address)
+    return bool(entry and entry["wish"].get("early"))
+
+
+def _wished_driver(state: State, target: Target) -> str:
+    driver = target.wish.get("driver") or "vfio-pci"
+    return common.best_vfio(state, target.function.address) if driver == drivers.BEST else driver
+
+
+def _stored_wish(state: State, target: Target, driver: str) -> dict[str, Any]:
+    """Left unset, `early` stays as it was."""
+    early = target.wish.get("early")
+    if early is None:
+        early = _stored_early(state, target.function.address)
+    return {"driver": driver, "early": True} if early else {"driver": driver}
+
+
+def check_early(state: State, address: str) -> list[Refusal]:
+    """Can the initramfs give this device away at all?"""
+    function, tool = state.functions.get(address), state.early.get("tool")
+    reason = None
+    if tool is None:
+        names = ", ".join(t.name for t in initramfs.TOOLS)
+        reason = f"it cannot be bound early: no tool for the initramfs that is known here ({names}) is on this host."
+    elif not state.early["images"]:
+        reason = f"it cannot be bound early: {tool} is here, but /boot holds no initramfs of an installed kernel."
+    elif function and function.physfn:
+        reason = "it is a VF, and VFs are born after the initramfs has done its work."
+    elif function and function.native and drivers.module_of(function.native) in state.early["builtin"]:
+        reason = (
+            f"it cannot be bound early: its own driver {function.native} is built into the kernel and has it before any "
+            "initramfs runs."
+        )
+    if reason is None:
+        return []
+    way_out = "Leave `early` out: then the boot replay binds it. Nothing was changed."
+    return [Refusal(address, reason, way_out)]
 
 
 def _check(state: State, target: Target) -> list[Refusal]:
-    function, driver = target.function, target.wish.get("driver") or "vfio-pci"
+    function, driver = target.function, _wished_driver(state, target)
     if function.bus != sysfs.PCI:
         reason = f"{target.label}: it is on the bus {function.bus}; only PCI functions can be given to a vfio driver."
         return [Refusal(function.address, reason, "Narrow the selector; nothing was changed.")]
     if not _DRIVER.fullmatch(driver) or not common.driver_exists(state, driver):
-        return [common.unknown_driver(function.address, driver)]
+        return [common.unknown_driver(function.address, driver, state)]
     if function.is_bridge:
         reason = f"{target.label}: it is a bridge; a bridge is never given to a guest."
         return [Refusal(function.address, reason, "Narrow the selector; nothing was changed.")]
@@ -72,23 +138,24 @@ def _ruled_through_pf(state: State, target: Target) -> list[Refusal]:
 
 def _take(state: State, target: Target, going: set[str], options: Options) -> Plan:
     result = Plan()
-    function, driver = target.function, target.wish.get("driver") or "vfio-pci"
+    function, driver = target.function, _wished_driver(state, target)
     if common.refuse_all(result, common.conflict(state, NAME, target) + _check(state, target)):
         return result
-    has_group = function.group is not None or not driver.startswith("vfio")
+    has_group = function.group is not None or not drivers.is_vfio(driver)
     certainty = common.iommu_certainty(state, options, has_group)
     if certainty is None:
         result.refusals.append(common.no_group(function.address, state))
         return result
     # `bound` is not always the native driver: vfio-pci.ids= on the command line gives vfio-pci without an override.
     origin = {"driver": function.native, "override": function.override, "bound": function.driver}
+    wish = _stored_wish(state, target, driver)
     if function.driver == driver:
-        result.actions = common.declare(state, NAME, function, {"driver": driver}, origin)
+        result.actions = common.declare(state, NAME, function, wish, origin)
         return result
     dangers = guards.before_unbind(state, function, going) + guards.before_assignment(state, function, going)
     if common.guarded(result, dangers, options, function.address):
         return result
-    result.actions = common.declare(state, NAME, function, {"driver": driver}, origin, result.waived)
+    result.actions = common.declare(state, NAME, function, wish, origin, result.waived)
     result.actions.append(_bind(function, driver, certainty))
     if certainty == AFTER_REBOOT:
         result.reboot_reasons.append(f"{function.address}: it can be given to {driver} once the IOMMU is on")
@@ -132,7 +199,7 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
 def _as_before(function: Function, origin: Mapping[str, Any]) -> bool:
     if function.override != origin.get("override"):
         return False
-    return function.driver == origin.get("bound") or not (function.driver or "").startswith("vfio")
+    return function.driver == origin.get("bound") or not drivers.is_vfio(function.driver)
 
 
 def _release(function: Function, origin: Mapping[str, Any]) -> Action:

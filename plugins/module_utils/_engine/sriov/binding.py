@@ -11,11 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import drivers, guards
-from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Function, Plan, Refusal
+from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Function, Plan, Refusal, State
 from ..resources import common
 from .port import Port
 
 _DRIVER = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def resolved(state: State, pf: Function, wished: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The wishes with the name of a driver where they say vfio-best. VFs of one PF are all alike."""
+    best = common.best_vfio(state, f"{pf.address}/vf")
+    return {i: {**vf, "driver": best} if vf.get("driver") == drivers.BEST else dict(vf) for i, vf in wished.items()}
 
 
 def check(port: Port) -> list[Refusal]:
@@ -25,7 +31,7 @@ def check(port: Port) -> list[Refusal]:
         reason = f"its VFs are no functions of their own (bus {port.pf.bus}), so none can be given to {min(named)}."
         return [port.wrong(reason, "Leave driver unset for them.")]
     missing = [d for d in sorted(named) if not _DRIVER.fullmatch(d) or not common.driver_exists(port.state, d)]
-    return [common.unknown_driver(port.pf.address, driver) for driver in missing]
+    return [common.unknown_driver(port.pf.address, driver, port.state) for driver in missing]
 
 
 def reserved(port: Port) -> dict[str, str]:
@@ -41,7 +47,7 @@ def plan(port: Port) -> Plan:
     if not port.has_vf_functions:
         return result
     going = frozenset(
-        port.addresses[i] for i, vf in port.wished.items() if (vf.get("driver") or "").startswith("vfio")
+        port.addresses[i] for i, vf in port.wished.items() if drivers.is_vfio(vf.get("driver"))
     )
     for index, vf in sorted(port.wished.items()):
         if vf.get("driver"):
@@ -56,7 +62,7 @@ def _plan_vf(port: Port, going: frozenset[str], index: int, driver: str) -> Plan
     if vf and vf.driver == driver:
         return Plan()
     certainty = PREDICTED if port.born else CERTAIN
-    if driver.startswith("vfio"):
+    if drivers.is_vfio(driver):
         has_group = state.iommu.active if vf is None else vf.group is not None
         sure = common.iommu_certainty(state, port.options, has_group)
         if sure is None:
@@ -70,7 +76,7 @@ def _bind(port: Port, going: frozenset[str], index: int, driver: str, certainty:
     result = Plan()
     pf, vf = port.pf, port.vf(index)
     dangers = guards.before_unbind(port.state, vf) if vf else []
-    if vf and driver.startswith("vfio"):
+    if vf and drivers.is_vfio(driver):
         dangers += guards.before_assignment(port.state, vf, going)
     if common.guarded(result, dangers, port.options, pf.address):
         return result
@@ -94,7 +100,7 @@ def _plan_default(port: Port, index: int, vf: Function | None) -> Plan:
     """The driver that the kernel gives by itself. A VF that no driver takes for lack of resources is as wished, and so
     is one without a driver below a PF whose VFs are not probed."""
     pf = port.pf
-    held = vf is not None and (vf.override is not None or (vf.driver or "").startswith("vfio"))
+    held = vf is not None and (vf.override is not None or drivers.is_vfio(vf.driver))
     if not port.sriov.autoprobe and not held:
         return Plan()
     if vf is not None and not held and (vf.driver or vf.native is None or vf.native in drivers.NEEDS_RESOURCES):

@@ -26,6 +26,7 @@ from typing import Any, Callable, NamedTuple
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, grub
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_modules
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
@@ -48,6 +49,8 @@ class Driver:
     #: Has the sriov_configure callback.
     sriov: bool = False
     net: bool = False
+    #: A VFIO driver made for these 'vendor:device' pairs: it takes them by override alone.
+    variant_of: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.module = self.module or self.name.replace("-", "_")
@@ -150,6 +153,16 @@ class SimKernel:
         #: Drivers that say yes to a device and do not keep it.
         self.fickle: set[tuple[str, str]] = set()
         self.broken_modules: set[str] = set()
+        #: Modules that the kernel has not; and has an upgrade taken the whole folder away?
+        self.missing_modules: set[str] = set()
+        self.modules_gone = False
+        #: What modprobe says when the kernel refuses a module.
+        self.module_refusal: dict[str, str] = {}
+        #: Files of the initramfs tool that is there; image -> what of the tool's folders it holds; times of last changes.
+        self.initramfs_tool: tuple[str, ...] = sim_modules.INITRAMFS_TOOLS
+        self.images: dict[str, dict[str, str]] = {f"/boot/initrd.img-{RELEASE}": {}}
+        self.changes: dict[str, float] = {}
+        self.initramfs_breaks = False
         self.blocking: list[str] = []
         #: Functions whose device lock a hanging write holds.
         self.stuck: set[str] = set()
@@ -224,6 +237,7 @@ class SimKernel:
             "files": dict(self.files),
             "modes": dict(self.modes),
             "links": dict(self.links),
+            "images": {path: dict(held) for path, held in self.images.items()},
         }
 
     def of_device(self, address: str) -> dict[str, Any]:
@@ -251,7 +265,7 @@ class SimKernel:
         if not self._can_probe(function):
             return errno.ENODEV
         failure = self.probe_errno.get((driver.name, function.address), 0)
-        if not failure and driver.name.startswith("vfio") and function.group is None:
+        if not failure and "vfio" in driver.name and function.group is None:
             # vfio_pci_core_register_device -> vfio_group_find_or_alloc: no group is EINVAL.
             failure = errno.EINVAL
         if not failure and function.physfn and driver.name == "nvme":
@@ -444,6 +458,7 @@ class SimKernel:
             function.group = self._group_of(function)
         for name in sorted(self.builtin | self.modules_load):
             self._register(name)
+        sim_modules.boot(self, f"/boot/initrd.img-{RELEASE}")
         for function in self.functions.values():
             for driver in self.known_drivers.values():
                 # Coldplug: udev loads what the devices of the boot ask for.
@@ -585,14 +600,10 @@ class SimKernel:
 
     def _other_nodes(self) -> dict[str, Any]:
         folder = f"/lib/modules/{RELEASE}"
-        loadable = [d for d in self.known_drivers.values() if d.name not in self.builtin]
         nodes: dict[str, Any] = {
             "/proc/sys/kernel/osrelease": RELEASE + "\n",
-            f"{folder}/modules.dep": "".join(f"kernel/drivers/{d.module.replace('_', '-')}.ko.xz:\n" for d in loadable),
-            f"{folder}/modules.builtin": "".join(f"kernel/drivers/{name}.ko\n" for name in sorted(self.builtin)),
-            f"{folder}/modules.alias": "".join(
-                f"alias {_alias(ids)} {d.module}\n" for d in loadable for ids in sorted(d.ids)
-            ),
+            **sim_modules.tables(self, folder),
+            **sim_modules.initramfs_nodes(self),
             KERNEL: "",
             "/usr/sbin/grub-mkconfig": "",
         }
@@ -666,6 +677,10 @@ class SimKernel:
         real = self._real(path)
         return self.modes.get(real, 0o644) if real in self._nodes() else None
 
+    def changed(self, path: str) -> float | None:
+        real = self._real(path)
+        return self.changes.get(real, 0.0) if real in self._nodes() else None
+
     def write(self, path: str, data: str, limit: float | None = None) -> None:
         real = self._real(path)
         self._begin("write", path, data)
@@ -689,6 +704,7 @@ class SimKernel:
         real = self._real(path, last=False)
         self.links.pop(real, None)
         self.files[real], self.modes[real] = text, mode
+        self.changes[real] = self.now
         self._tree = None
 
     def remove(self, path: str) -> None:
@@ -735,6 +751,12 @@ class SimKernel:
         self.log.append(("run", argv[0], " ".join(argv[1:])))
         if self.fail_at == len(self.log):
             return 1, "", "simulated failure"
+        answer = sim_modules.run(self, argv)
+        if answer is not None:
+            self._tree = None
+            return answer
+        if argv[0] == "modprobe" and argv[2] in self.module_refusal:
+            return 1, "", self.module_refusal[argv[2]]
         if argv[:2] == ["modprobe", "--"]:
             drivers = self._module(argv[2])
             for driver in drivers:
@@ -795,13 +817,6 @@ def vf_address(pf: Pci, index: int) -> str:
     slot, function = rest.split(".")
     routing = (int(bus, 16) << 8) + (int(slot, 16) << 3) + int(function) + pf.offset + pf.stride * index
     return f"{domain}:{routing >> 8:02x}:{routing >> 3 & 31:02x}.{routing & 7}"
-
-
-def _alias(ids: str) -> str:
-    if ":" in ids:
-        vendor, device = (part.upper().rjust(8, "0") for part in ids.split(":"))
-        return f"pci:v{vendor}d{device}sv*sd*bc*sc*i*"
-    return f"pci:v*d*sv*sd*bc{ids[:2]}sc{ids[2:4]}i{ids[4:6]}*"
 
 
 _SOURCED: dict[Any, tuple[int, dict[str, str], str]] = {}
