@@ -128,11 +128,19 @@ def plan_devices(host: Host, state: State, wishes: Wishes, options: Options, dec
 
 def _add_early(state: State, plan: Plan, declared: Mapping[str, Mapping[str, Any]]) -> None:
     """What the initramfs does is made anew once, after all devices; the replay does not come here."""
-    early = {address: entry for address, entry in declared.items() if entry["wish"].get("early")}
-    refusals = [refusal for address in sorted(early) for refusal in vfio.check_early(state, address)]
-    plan.refusals += refusals
-    if not refusals:
-        plan.actions += initramfs.plan(state.early, [initramfs.claim(a, entry) for a, entry in early.items()])
+    claims = []
+    for address, entry in sorted(declared.items()):
+        if not entry["wish"].get("early"):
+            continue
+        wrong = vfio.check_early(state, address)
+        if not wrong:
+            claims.append(initramfs.claim(address, entry))
+        elif vfio.stored_early(state, address):
+            # It could be when it was declared: a call about another device is not stopped by that.
+            plan.warnings += [refusal.sentence() for refusal in wrong]
+        else:
+            plan.refusals += wrong
+    plan.actions += initramfs.plan(state.early, claims)
 
 
 def _note(entries: dict[str, Any], args: Mapping[str, Any]) -> None:

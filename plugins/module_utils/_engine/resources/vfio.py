@@ -52,13 +52,13 @@ def _as_wish(state: State, function: Function) -> dict[str, Any]:
     if function.physfn:
         match["vf"] = True
     wish = {"match": match, "driver": function.driver}
-    return {**wish, "early": True} if _stored_early(state, function.address) else wish
+    return {**wish, "early": True} if stored_early(state, function.address) else wish
 
 
 def facts(state: State, function: Function) -> dict[str, Any]:
     """What stands beside a wish: both sides of a reboot, and what else could have the device."""
     entry = common.stored_entry(state, NAME, function.address)
-    early = _stored_early(state, function.address)
+    early = stored_early(state, function.address)
     after = entry["wish"]["driver"] if entry else function.native
     by = "initramfs" if early and initramfs.ready(state.early) else "replay"
     return {
@@ -72,7 +72,8 @@ def facts(state: State, function: Function) -> dict[str, Any]:
     }
 
 
-def _stored_early(state: State, address: str) -> bool:
+def stored_early(state: State, address: str) -> bool:
+    """Is it declared to be bound early?"""
     entry = common.stored_entry(state, NAME, address)
     return bool(entry and entry["wish"].get("early"))
 
@@ -86,7 +87,7 @@ def _stored_wish(state: State, target: Target, driver: str) -> dict[str, Any]:
     """Left unset, `early` stays as it was."""
     early = target.wish.get("early")
     if early is None:
-        early = _stored_early(state, target.function.address)
+        early = stored_early(state, target.function.address)
     return {"driver": driver, "early": True} if early else {"driver": driver}
 
 

@@ -208,6 +208,14 @@ def test_a_missing_tool_does_not_keep_the_replay_from_binding():
     assert sim.functions[EDU].driver == "vfio-pci"
 
 
+def test_a_tool_that_went_away_stops_no_other_call():
+    sim = lab()
+    call(sim, vfio=[early(EDU)])
+    sim.initramfs_tool, sim._tree = (), None
+    done = converged(sim, vfio=[at(NVME)])
+    assert "no tool" in done["warnings"][0] and EDU in done["warnings"][0]
+
+
 # --- The script itself, in a real shell ------------------------------------------------------------------------------
 
 
