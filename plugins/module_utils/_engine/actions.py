@@ -8,11 +8,11 @@ undo it, which is right also after a step that failed half way."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import aliases, boot, drivers, grub, initramfs, security, store, sysfs
+from . import aliases, boot, cmdline, drivers, grub, initramfs, mstconfig, nvmecli, security, store, sysfs
 from .errors import EngineError, explain
 from .host import Host
 from .read import DEVICES, DRIVERS
@@ -49,7 +49,7 @@ class Step:
 
 
 def _set_vf_count(host: Host, args: Args) -> None:
-    _recount(host, args["pf"], args["to"], args["reserved"], args["autoprobe"])
+    _recount(host, args["pf"], args["to"], args["reserved"], args["autoprobe"], args.get("held_back", ()))
 
 
 def _undo_vf_count(host: Host, args: Args) -> None:
@@ -61,6 +61,8 @@ def _undo_vf_count(host: Host, args: Args) -> None:
             host.files.write(_autoprobe(args["pf"]), "1")
         return
     _recount(host, args["pf"], args["from"], args["previous"], args["autoprobe"])
+    if args.get("controllers"):
+        _set_nvme_secondary(host, {"pf": args["pf"], "to": args["controllers"]})
     for index, driver in args["previous"].items():
         _bind(host, {"pf": args["pf"], "index": int(index), "driver": driver})
 
@@ -69,9 +71,12 @@ def _autoprobe(pf: str) -> str:
     return f"{sysfs.device(pf)}/sriov_drivers_autoprobe"
 
 
-def _recount(host: Host, pf: str, count: int, reserved: Mapping[str, str], probing: bool) -> None:
+def _recount(
+    host: Host, pf: str, count: int, reserved: Mapping[str, str], probing: bool, held_back: Collection[int] = ()
+) -> None:
     """Zero first, then the count, with probing held back until every VF carries its override. `probing` is what it was
-    when the plan was made: a step that failed may have left it off."""
+    when the plan was made: a step that failed may have left it off. The VFs that are held back get their driver in a
+    step of their own."""
     holding = probing and host.files.exists(_autoprobe(pf))
     if holding:
         host.files.write(_autoprobe(pf), "0")
@@ -86,14 +91,15 @@ def _recount(host: Host, pf: str, count: int, reserved: Mapping[str, str], probi
         if holding:
             host.files.write(_autoprobe(pf), "1")
     if probing:
-        _probe_others(host, pf, count, reserved)
+        _probe_others(host, pf, [i for i in range(count) if str(i) not in reserved and i not in held_back])
 
 
 def _write_count(host: Host, pf: str, count: int) -> None:
     try:
         host.files.write(f"{sysfs.device(pf)}/sriov_numvfs", str(count), limit=COUNT_LIMIT)
     except OSError as error:
-        raise EngineError(f"the kernel answered {explain(error)} to {count} VFs. {_count_advice(error)}") from None
+        advice = _count_advice(host, pf, error)
+        raise EngineError(f"the kernel answered {explain(error)} to {count} VFs. {advice}") from None
     if not host.wait(lambda: _count(host, pf) == count, APPEAR_LIMIT):
         raise EngineError(
             f"the kernel accepted {count} VFs, but {_count(host, pf)} are there after {APPEAR_LIMIT:g} s. "
@@ -101,24 +107,40 @@ def _write_count(host: Host, pf: str, count: int) -> None:
         )
 
 
-def _count_advice(error: OSError) -> str:
+def _count_advice(host: Host, pf: str, error: OSError) -> str:
+    if error.errno == errno.ENOMEM:
+        return _room_advice(host)
+    if error.errno == errno.ERANGE:
+        total = host.files.attr(f"{sysfs.device(pf)}/sriov_totalvfs")
+        return f"It takes {total} at most by now (sriov_totalvfs; a driver may lower it). Lower vf_count."
     return {
         errno.ENOENT: "Its driver has no SR-IOV of this kind; give it one that has.",
         errno.EBUSY: "Something else set a count meanwhile; find out what manages this device, then run again.",
-        errno.ENOMEM: "The bridge above has no room for the VFs' memory: add pci=realloc to the kernel command line.",
-        errno.ERANGE: "Lower vf_count.",
     }.get(error.errno or 0, "Look at the kernel log.")
 
 
-def _probe_others(host: Host, pf: str, count: int, reserved: Mapping[str, str]) -> None:
+def _room_advice(host: Host) -> str:
+    """sriov_enable() in drivers/pci/iov.c has ENOMEM for two things, and tells them apart in the log alone: no memory
+    window for the VFs' BARs, or no bus number for the last VF."""
+    text = "The bridge above has no room for the VFs' memory, or no bus number for them; the kernel log says which."
+    words = cmdline.split(host.files.text("/proc/cmdline") or "")
+    given = [member for word in words if cmdline.key_of(word) == "pci" for member in word[4:].split(",")]
+    if not {"realloc", "realloc=on"} & set(given):
+        return f"{text} For memory, add pci=realloc to the kernel command line."
+    return (
+        f"{text} pci=realloc is on the kernel command line already: ask the firmware setup for more (SR-IOV support, "
+        "above 4G decoding, MMIO size), or lower vf_count."
+    )
+
+
+def _probe_others(host: Host, pf: str, indexes: Collection[int]) -> None:
     """Offer the VFs without a wish to the loaded drivers, as the kernel would have done by itself at their birth. It
     ignores a driver that declines, and so do we: whoever wished a driver for a VF has a step of its own for it."""
-    for index in range(count):
-        if str(index) not in reserved:
-            try:
-                host.files.write("/sys/bus/pci/drivers_probe", _vf_address(host, pf, index))
-            except OSError:
-                continue
+    for index in indexes:
+        try:
+            host.files.write("/sys/bus/pci/drivers_probe", _vf_address(host, pf, index))
+        except OSError:
+            continue
 
 
 def _count(host: Host, pf: str) -> int:
@@ -199,7 +221,7 @@ def _release(host: Host, args: Args) -> None:
         _load_as_udev_would(host, address, native)
     _offer(host, address)
     _not_taken_again(host, address, wanted)
-    if wanted is None or (not override and _may_stay_without(host, address, wanted)):
+    if wanted is None or (not override and not args.get("online") and _may_stay_without(host, address, wanted)):
         return
     if not host.wait(lambda: _driver(host, address) is not None, APPEAR_LIMIT):
         raise EngineError(
@@ -285,6 +307,92 @@ def _load_as_udev_would(host: Host, address: str, native: str) -> None:
         host.run(["modprobe", "--use-blacklist", "--", modalias])
 
 
+def await_netdev(host: Host, address: str, limit: float = APPEAR_LIMIT) -> str:
+    """The network device of a VF, for whoever needs it: it comes some time after the driver, from a work queue of it.
+    Where it does not come, the VF is given to its driver once more, as SR-IOV network operators do by experience.
+    Raises EngineError when it does not come then, either."""
+    path = f"{DEVICES}/{address}/net"
+    driver = _driver(host, address)
+    if driver and not host.wait(lambda: bool(host.files.names(path)), limit / 2):
+        _unbind(host, address)
+        host.files.write(f"{DRIVERS}/{driver}/bind", address)
+    if not driver or not host.wait(lambda: bool(host.files.names(path)), limit / 2):
+        raise EngineError(f"{address} (driver {driver or 'none'}) has no network device. Look at the kernel log.")
+    return host.files.names(path)[0]
+
+
+# --- NVMe controllers ----------------------------------------------------------------------------------------------
+
+
+def _set_nvme_secondary(host: Host, args: Args) -> None:
+    """Each VF loses its driver while its controller is offline. All give up what they have before any gets more."""
+    pf, wanted = args["pf"], args["to"]
+    for vf in wanted:
+        address = host.files.link(f"{DEVICES}/{pf}/virtfn{vf['index']}")
+        if address:
+            _unbind(host, address)
+    device = nvmecli.controller(host, pf)
+    for vf in wanted:
+        nvmecli.manage(host, device, vf["id"], nvmecli.OFFLINE)
+    for vf in wanted:
+        for kind, number in ((nvmecli.INTERRUPTS, vf["interrupts"]), (nvmecli.QUEUES, vf["queues"])):
+            if number:
+                nvmecli.manage(host, device, vf["id"], nvmecli.ASSIGN, kind, number)
+        if vf["online"]:
+            nvmecli.manage(host, device, vf["id"], nvmecli.ONLINE)
+    _check_secondaries(nvmecli.secondaries(host, device), wanted)
+    for vf in wanted:
+        if vf["driver"]:
+            _rebind(host, _vf_address(host, pf, vf["index"]), vf["driver"])
+
+
+def _check_secondaries(now: Mapping[int, Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> None:
+    for vf in wanted:
+        found = now.get(vf["index"], {})
+        wrong = [key for key in ("queues", "interrupts", "online") if found.get(key) != vf[key]]
+        if wrong:
+            said = ", ".join(f"{key} {found.get(key)} instead of {vf[key]}" for key in wrong)
+            raise EngineError(f"the controller answered success, but VF {vf['index']} has {said}.")
+
+
+def _rebind(host: Host, address: str, driver: str) -> None:
+    try:
+        host.files.write(f"{DRIVERS}/{driver}/bind", address)
+    except OSError as error:
+        if _driver(host, address) != driver:
+            raise EngineError(f"{driver} did not take {address} again: {explain(error)}. Look at the kernel log.") from None
+
+
+def _undo_nvme_secondary(host: Host, args: Args) -> None:
+    _set_nvme_secondary(host, {"pf": args["pf"], "to": args["from"]})
+
+
+def _set_nvme_primary(host: Host, args: Args) -> None:
+    """What the primary controller keeps holds from its next reset on, other than by its own enable bit: a function
+    level reset, through which the nvme driver stays (reset_prepare and reset_done in drivers/nvme/host/pci.c)."""
+    pf, wanted = args["pf"], args["to"]
+    device = nvmecli.controller(host, pf)
+    caps = nvmecli.capabilities(host, device)
+    for key, kind in (("vqrfap", nvmecli.QUEUES), ("virfap", nvmecli.INTERRUPTS)):
+        if key in wanted:
+            nvmecli.manage(host, device, caps["cntlid"], nvmecli.PRIMARY_FLEXIBLE, kind, wanted[key])
+    host.files.write(f"{DEVICES}/{pf}/reset", "1", limit=UNBIND_LIMIT)
+    host.wait(lambda: _live(host, pf), APPEAR_LIMIT)
+    caps = nvmecli.capabilities(host, nvmecli.controller(host, pf))
+    wrong = [f"{key} {caps[key]} instead of {value}" for key, value in wanted.items() if caps[key] != value]
+    if wrong:
+        raise EngineError(f"the controller was reset, but it has {', '.join(wrong)}. Look at the kernel log.")
+
+
+def _live(host: Host, pf: str) -> bool:
+    names = host.files.names(f"{DEVICES}/{pf}/nvme")
+    return bool(names) and host.files.attr(f"{DEVICES}/{pf}/nvme/{names[0]}/state") == "live"
+
+
+def _undo_nvme_primary(host: Host, args: Args) -> None:
+    _set_nvme_primary(host, {"pf": args["pf"], "to": args["from"]})
+
+
 # --- Files ---------------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +436,9 @@ TABLE: Mapping[str, Step] = {
     "set_vf_count": Step(_set_vf_count, _undo_vf_count),
     "bind": Step(_bind, _undo_bind),
     "release": Step(_release, _undo_bind),
+    "set_nvme_primary": Step(_set_nvme_primary, _undo_nvme_primary),
+    "set_nvme_secondary": Step(_set_nvme_secondary, _undo_nvme_secondary),
+    "set_firmware": Step(mstconfig.set_next, mstconfig.undo_next),
     "declare": Step(_declare, _undo_declare),
     "write_file": Step(_write_file, _undo_write_file),
     "grub_mkconfig": Step(grub.make_config, grub.undo_config),

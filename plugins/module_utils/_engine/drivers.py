@@ -32,6 +32,13 @@ _MODULES = {driver: module for module, driver in SPELLED.items()}
 #: (NVM Express Base Specification, Virtualization Management command).
 NEEDS_RESOURCES = frozenset({"nvme"})
 
+#: PF drivers whose number of VFs is never written raw, with the tool that is to be used: it prepares the driver for VFs
+#: (NVIDIA Virtual GPU Software documentation, "Preparing the Virtual Function for an NVIDIA vGPU").
+OWN_VF_TOOL = {"nvidia": "/usr/lib/nvidia/sriov-manage"}
+
+#: Vendors whose firmware has its SR-IOV settings ruled by mstconfig (mstflint).
+MSTCONFIG = frozenset({"15b3"})
+
 #: What a wish may say instead of a driver: the VFIO driver made for the device (a variant driver), else vfio-pci.
 BEST = "vfio-best"
 

@@ -57,6 +57,12 @@ def before_assignment(state: State, function: Function, going: Collection[str]) 
     return []
 
 
+def before_reset(function: Function) -> list[Refusal]:
+    """What stands against resetting a function under its driver: whoever uses its disk waits, or gets an error where
+    the driver does not come back."""
+    return list(_lost_disks(function))
+
+
 def _refusal(function: Function, danger: str, reason: str) -> Refusal:
     way_out = f"Nothing was changed. Where this is meant, allow it by name: allow: [{danger}]."
     return Refusal(function.address, reason, way_out, danger)

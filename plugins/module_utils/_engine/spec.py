@@ -40,18 +40,25 @@ _TARGET: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
 }
 
+#: What can be wished for a VF, by default or for a range.
+_VF: dict[str, Any] = {
+    "driver": {"type": "str"},
+    "nvme_queues": {"type": "int"},
+    "nvme_interrupts": {"type": "int"},
+    "online": {"type": "bool"},
+}
+
 SRIOV: dict[str, Any] = {
     **_TARGET,
     "vf_count": {"type": "int"},
-    "vf_defaults": {"type": "dict", "options": {"driver": {"type": "str"}}},
+    "firmware": {"type": "dict", "options": {"sriov": {"type": "bool"}, "vf_count": {"type": "int"}}},
+    "nvme_primary_queues": {"type": "int"},
+    "nvme_primary_interrupts": {"type": "int"},
+    "vf_defaults": {"type": "dict", "options": _VF},
     "vfs": {
         "type": "list",
         "elements": "dict",
-        "options": {
-            "range": {"type": "str", "required": True},
-            "driver": {"type": "str"},
-            "pool": {"type": "str"},
-        },
+        "options": {"range": {"type": "str", "required": True}, **_VF, "pool": {"type": "str"}},
     },
 }
 

@@ -14,6 +14,10 @@ from .. import drivers, match, store
 from ..model import AFTER_REBOOT, CERTAIN, Action, Function, Plan, Refusal, State
 
 
+#: Parts of an origin that are recorded key by key, as wishes come to name them.
+ORIGIN_BY_KEY = ("firmware", "nvme_primary")
+
+
 @dataclass(frozen=True)
 class Options:
     """What a caller grants and knows beside the wishes."""
@@ -116,11 +120,17 @@ def declare(
     identity: Mapping[str, Any] = store.identity(state, function)
     allowed = set(waived)
     if old and old["identity"].get("ids") == identity["ids"]:
-        origin = old["origin"]
+        origin = _first_kept(origin, old["origin"])
         allowed |= set(old.get("allow", ()))
         identity = {key: identity[key] or old["identity"].get(key, "") for key in identity}
     entry = {"identity": identity, "wish": dict(wish), "origin": dict(origin), "allow": sorted(allowed)}
     return [] if entry == old else [_declaration(resource, function.address, old, entry)]
+
+
+def _first_kept(now: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """How it was before: what was recorded first stays, what a later wish speaks of for the first time is added."""
+    both = {key: {**now[key], **old[key]} for key in ORIGIN_BY_KEY if key in now and key in old}
+    return {**now, **old, **both}
 
 
 def forget(state: State, resource: str, function: Function) -> list[Action]:

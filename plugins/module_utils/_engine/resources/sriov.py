@@ -11,12 +11,13 @@ Rules of the kernel: Documentation/PCI/pci-iov-howto.rst and drivers/pci/iov.c. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import drivers, guards, store, sysfs
 from ..host import Host
 from ..model import Action, Function, Plan, Refusal, Sriov, State
-from ..sriov import binding, eswitch, ranges
+from ..sriov import binding, eswitch, firmware, ranges, secondary
 from ..sriov.port import Port, bad
 from . import common
 from .common import Options, Target
@@ -27,7 +28,7 @@ NAME = "sriov"
 _NOT_OF_PF = ("match", "expect", "state", "vf_count", "vf_defaults", "vfs")
 
 #: Parts with a `read_more(host, state, targets) -> State`.
-_READING = (eswitch,)
+_READING = (eswitch, secondary, firmware)
 
 
 def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
@@ -52,8 +53,17 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
     """What makes the wishes true on this host."""
     result = Plan()
     found, result.refusals = common.targets(state, NAME, wishes, options)
+    result.refusals += firmware.check_targets(state, found)
+    absent = [target.function.address for target in found if target.absent]
+    cards = set()
     for target in found:
-        result.extend(_give_back(state, target, options) if target.absent else _take(state, target, options))
+        card = target.function.address.rpartition(".")[0]
+        leads = card not in cards
+        cards.add(card)
+        if target.absent:
+            result.extend(_give_back(state, target, options, absent, leads))
+        else:
+            result.extend(_take(state, target, options, leads))
     return result
 
 
@@ -63,7 +73,10 @@ def info(state: State) -> list[dict[str, Any]]:
         {
             "match": {"address": [function.address]},
             "vf_count": len(function.sriov.vfs),
-            "vfs": [{"range": str(index), **_vf_facts(state, vf)} for index, vf in function.sriov.vfs.items()],
+            "vfs": [
+                {"range": str(index), **_vf_facts(state, vf), **secondary.facts_of(state, function.address, index)}
+                for index, vf in function.sriov.vfs.items()
+            ],
         }
         for function in state.functions.values()
         if function.sriov and (function.sriov.vfs or not drivers.is_vfio(function.driver))
@@ -109,20 +122,30 @@ def _vf_facts(state: State, address: str) -> dict[str, Any]:
 def _check_pf(state: State, target: Target) -> list[Refusal]:
     """Can this function have VFs at all, and as many?"""
     function, wish = target.function, target.wish
-    if function.sriov is None:
+    coming = firmware.coming(state, function, wish)
+    if function.sriov is None and coming is None:
         why = "it is itself a VF." if function.physfn else "it has no SR-IOV capability (no sriov_totalvfs in sysfs)."
         return [bad(function.address, f"{target.label}: {why}", "Narrow the selector.")]
-    count = wish.get("vf_count")
-    if count is None or count == len(function.sriov.vfs):
+    sriov, count = function.sriov or Sriov(total=0), wish.get("vf_count")
+    if count is None or count == len(sriov.vfs):
         return []
     if count < 0:
         return [bad(function.address, f"{target.label}: vf_count {count} is negative.", "0 removes all VFs.")]
-    if count > function.sriov.total:
-        reason = (
-            f"{target.label}: vf_count {count} is more than it can have (sriov_totalvfs is {function.sriov.total})."
-        )
-        return [bad(function.address, reason, "Lower vf_count, or raise the limit in the device's firmware.")]
+    if count > max(sriov.total, coming or 0):
+        return [_too_many(target, sriov, coming)]
+    if count > sriov.total:
+        # It waits for the firmware's next boot, and which driver there is then nobody knows now.
+        return []
     return _check_pf_driver(state, function, target.label)
+
+
+def _too_many(target: Target, sriov: Sriov, coming: int | None) -> Refusal:
+    limit = f"sriov_totalvfs is {sriov.total}" + (f", from the next boot on {coming}" if coming is not None else "")
+    reason = f"{target.label}: vf_count {target.wish['vf_count']} is more than it can have ({limit})."
+    way_out = "Lower vf_count, or raise the limit in the device's firmware."
+    if target.function.vendor in drivers.MSTCONFIG:
+        way_out = "Lower vf_count, or raise firmware.vf_count."
+    return bad(target.function.address, reason, way_out)
 
 
 def _check_pf_driver(state: State, function: Function, label: str) -> list[Refusal]:
@@ -133,6 +156,10 @@ def _check_pf_driver(state: State, function: Function, label: str) -> list[Refus
                 function.address, reason, f"Load its driver{f' ({function.native})' if function.native else ''} first."
             )
         ]
+    if function.driver in drivers.OWN_VF_TOOL:
+        tool = drivers.OWN_VF_TOOL[function.driver]
+        reason = f"{label}: VFs of the driver {function.driver} are made by its vendor's tool {tool}, never by a raw count."
+        return [bad(function.address, reason, f"Use {tool}, and leave vf_count out.")]
     if function.driver in drivers.NO_SRIOV or (function.driver == "vfio-pci" and not state.vfio_sriov):
         reason = f"{label}: its driver {function.driver} does not do SR-IOV (the kernel answers ENOENT)."
         return [
@@ -144,12 +171,13 @@ def _check_pf_driver(state: State, function: Function, label: str) -> list[Refus
 # --- Planning ------------------------------------------------------------------------------------------------------
 
 
-def _take(state: State, target: Target, options: Options) -> Plan:
+def _take(state: State, target: Target, options: Options, leads: bool = True) -> Plan:
     result = Plan()
     refusals = common.conflict(state, NAME, target) + _check_pf(state, target)
-    sriov = target.function.sriov
-    if common.refuse_all(result, refusals) or sriov is None:
+    if common.refuse_all(result, refusals):
         return result
+    # Without the capability it got here only because the firmware has it from the next boot on.
+    sriov = target.function.sriov or Sriov(total=0)
     wish_count = target.wish.get("vf_count")
     count = len(sriov.vfs) if wish_count is None else wish_count
     wished, refusals = ranges.wished_vfs(target.function.address, target.label, target.wish, count)
@@ -157,7 +185,20 @@ def _take(state: State, target: Target, options: Options) -> Plan:
         return result
     wished = binding.resolved(state, target.function, wished)
     of_pf = {key: value for key, value in target.wish.items() if key not in _NOT_OF_PF and value is not None}
-    port = Port(state, target.function, sriov, options, target.label, of_pf, count, wished)
+    coming = firmware.coming(state, target.function, target.wish) if count > sriov.total else None
+    port = Port(
+        state=state,
+        pf=target.function,
+        sriov=sriov,
+        options=options,
+        label=target.label,
+        wish=of_pf,
+        count=count,
+        counted=wish_count is not None,
+        leads=leads,
+        coming=coming,
+        wished=wished,
+    )
     if common.refuse_all(result, _check(port)):
         return result
     wish = {**of_pf, "vf_count": wish_count, "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
@@ -169,22 +210,29 @@ def _take(state: State, target: Target, options: Options) -> Plan:
 
 def _check(port: Port) -> list[Refusal]:
     """What is wrong with the wish, as each part sees it."""
-    return binding.check(port)
+    return binding.check(port) + secondary.check(port) + firmware.check(port)
 
 
 def _origin(port: Port) -> dict[str, Any]:
     """How it was before the collection touched it."""
-    return {"driver": port.pf.native, "vf_count": len(port.sriov.vfs), "overrides": _overrides(port)}
+    mine = {"driver": port.pf.native, "vf_count": len(port.sriov.vfs), "overrides": _overrides(port)}
+    return {**mine, **secondary.origin(port), **firmware.origin(port)}
 
 
 def _converge(port: Port) -> Plan:
     """The parts in their order: VFs are born, then get what belongs to them, then their drivers."""
-    result = Plan()
+    result = firmware.plan(port)
+    if port.coming is not None:
+        later = Plan(actions=[_recount(port)])
+        later.extend(binding.plan(port))
+        result.extend(firmware.waiting(later, port.pf, port.coming))
+        return result
+    result.extend(secondary.plan_primary(port))
     if port.born:
         result.extend(_plan_count(port))
-        if result.refusals:
-            return result
-    result.extend(binding.plan(port))
+    if not result.refusals:
+        result.extend(secondary.plan(port))
+        result.extend(binding.plan(port))
     return result
 
 
@@ -226,6 +274,8 @@ def _recount(port: Port) -> Action:
             "autoprobe": port.sriov.autoprobe,
             "previous": _overrides(port),
             "drivers": {str(index): vf.driver for index, vf in vfs.items() if vf},
+            "held_back": secondary.held_back(port),
+            "controllers": secondary.vanishing(port),
         },
         before={"vf_count": now},
         after={"vf_count": count},
@@ -246,26 +296,44 @@ def _vf_name(state: State, index: int, address: str) -> str:
     return f"VF {index} ({address}, {(vf.driver if vf else None) or 'no driver'})"
 
 
-def _give_back(state: State, target: Target, options: Options) -> Plan:
+def _give_back(state: State, target: Target, options: Options, absent: Sequence[str], leads: bool) -> Plan:
     """As it was before the collection touched it. What it never touched, it leaves alone."""
     result = Plan()
     entry = common.stored_entry(state, NAME, target.function.address)
-    sriov = target.function.sriov
     if entry is None:
         return result
-    if sriov is None or store.not_the_same(state, target.function.address, entry["identity"]):
+    if store.not_the_same(state, target.function.address, entry["identity"]):
         # Gone, or another card stands there now: that one is nobody's to give back.
         result.actions = common.forget(state, NAME, target.function)
         return result
+    sriov = target.function.sriov or Sriov(total=0)
     origin = entry["origin"]
-    overrides: Mapping[str, str] = origin.get("overrides", {})
-    owned = _owned_indexes(entry["wish"], origin["vf_count"])
-    wished = {index: {"driver": overrides.get(str(index), "default")} for index in owned}
-    count = len(sriov.vfs) if entry["wish"]["vf_count"] is None else origin["vf_count"]
-    wished = {index: vf for index, vf in wished.items() if index < count}
-    result.extend(_converge(Port(state, target.function, sriov, options, target.label, {}, count, wished)))
+    count = len(sriov.vfs) if entry["wish"]["vf_count"] is None else min(origin["vf_count"], sriov.total)
+    of_pf = firmware.given_back(state, target.function.address, entry, absent)
+    port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads)
+    port = replace(port, wished=_given_back_vfs(port, entry))
+    primary = replace(port, wish=secondary.given_back_primary(entry))
+    if count == 0:
+        result.extend(_converge(port))
+        # What it keeps for itself changes by a reset: once the VFs are gone.
+        result.extend(secondary.plan_primary(primary))
+    else:
+        result.warnings += secondary.cannot_give_back(primary)
+        result.extend(_converge(port))
     result.actions += common.forget(state, NAME, target.function)
     return result
+
+
+def _given_back_vfs(port: Port, entry: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    overrides: Mapping[str, str] = entry["origin"].get("overrides", {})
+    wished: dict[int, dict[str, Any]] = {}
+    for index in _owned_indexes(entry["wish"], entry["origin"]["vf_count"]):
+        wished[index] = {"driver": overrides.get(str(index), "default")}
+    for index in range(port.count):
+        controller = secondary.given_back_vf(entry, index, port.born)
+        if controller:
+            wished.setdefault(index, {}).update(controller)
+    return {index: vf for index, vf in sorted(wished.items()) if index < port.count}
 
 
 def _owned_indexes(wish: Mapping[str, Any], count: int) -> Iterable[int]:

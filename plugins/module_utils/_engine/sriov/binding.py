@@ -13,6 +13,7 @@ from typing import Any
 from .. import drivers, guards
 from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Function, Plan, Refusal, State
 from ..resources import common
+from . import secondary
 from .port import Port
 
 _DRIVER = re.compile(r"[A-Za-z0-9_.-]+")
@@ -50,9 +51,16 @@ def plan(port: Port) -> Plan:
         port.addresses[i] for i, vf in port.wished.items() if drivers.is_vfio(vf.get("driver"))
     )
     for index, vf in sorted(port.wished.items()):
-        if vf.get("driver"):
-            result.extend(_plan_vf(port, going, index, vf["driver"]))
+        driver = vf.get("driver") or _implied(port, index)
+        if driver:
+            result.extend(_plan_vf(port, going, index, driver))
     return result
+
+
+def _implied(port: Port, index: int) -> str | None:
+    """An NVMe VF that is set online is there for a driver: where the wish names none, the one that the kernel gives."""
+    vf = port.vf(index)
+    return "default" if secondary.goes_online(port, index) and (vf is None or vf.driver is None) else None
 
 
 def _plan_vf(port: Port, going: frozenset[str], index: int, driver: str) -> Plan:
@@ -103,7 +111,9 @@ def _plan_default(port: Port, index: int, vf: Function | None) -> Plan:
     held = vf is not None and (vf.override is not None or drivers.is_vfio(vf.driver))
     if not port.sriov.autoprobe and not held:
         return Plan()
-    if vf is not None and not held and (vf.driver or vf.native is None or vf.native in drivers.NEEDS_RESOURCES):
+    online = secondary.goes_online(port, index)
+    without = vf is not None and (vf.native is None or (vf.native in drivers.NEEDS_RESOURCES and not online))
+    if vf is not None and not held and (vf.driver or without):
         return Plan()
     native = vf.native if vf else None
     result = Plan()
@@ -115,7 +125,7 @@ def _plan_default(port: Port, index: int, vf: Function | None) -> Plan:
             unit=pf.address,
             text=f"let VF {index} ({port.addresses[index]}) have its own driver{f' ({native})' if native else ''}",
             certainty=PREDICTED if vf is None else CERTAIN,
-            args={"pf": pf.address, "index": index, "native": native, **_was(vf)},
+            args={"pf": pf.address, "index": index, "native": native, "online": online, **_was(vf)},
             before={f"vf {index} driver": vf.driver if vf else None},
             after={f"vf {index} driver": native or "default"},
         )

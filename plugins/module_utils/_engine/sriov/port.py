@@ -34,6 +34,12 @@ class Port:
     wish: Mapping[str, Any] = field(default_factory=dict)
     #: The number of VFs that is to be.
     count: int = 0
+    #: Is it wished, or just the one that is there?
+    counted: bool = True
+    #: Is it the first port of its card in this call? What a card has but once is set through that one.
+    leads: bool = True
+    #: The number of VFs that it can have only from the next boot on, where the wish needs that.
+    coming: int | None = None
     #: VF index -> what is wished for it; unset keys are not in it.
     wished: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
