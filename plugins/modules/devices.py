@@ -144,6 +144,36 @@ options:
             are there vanish and are born anew. Where one of them is in use, or the running link of the port would go down,
             this is refused unless O(allow) names the danger.
         type: int
+      firmware:
+        description:
+          - SR-IOV in the firmware of the card. It is written at once and holds from the next boot on; a reboot is asked
+            for where the wish needs more than the card has now.
+          - For NVIDIA (Mellanox) cards, by C(mstconfig) of the package mstflint. All ports of a card share it.
+        type: dict
+        suboptions:
+          sriov:
+            description:
+              - Whether the card has the SR-IOV capability at all (C(SRIOV_EN)).
+            type: bool
+          vf_count:
+            description:
+              - How many VFs each port can have at most (C(NUM_OF_VFS)). A larger number takes more memory space at boot.
+              - While O(sriov[].vf_count) is more than the card can have now, and no more than it can have from the next
+                boot on, number and VFs wait for that boot.
+            type: int
+      nvme_primary_queues:
+        description:
+          - 'NVMe only: how many flexible queues the controller itself keeps instead of its VFs. Unset, they stay as they
+            are.'
+          - It holds from the next reset of the function on, so the function is reset, at which its disks stall for a moment.
+            Where the host uses one of them this is refused unless O(allow) names the danger, and it is refused while there
+            are VFs.
+        type: int
+      nvme_primary_interrupts:
+        description:
+          - 'NVMe only: how many flexible interrupts the controller itself keeps instead of its VFs.'
+          - As for O(sriov[].nvme_primary_queues).
+        type: int
       vf_defaults:
         description:
           - What holds for every VF of the device that O(sriov[].vfs) does not speak of, and for what a range leaves unset.
@@ -158,6 +188,25 @@ options:
               - The driver has to be there or to be a module of the running kernel. Unset, the driver stays as it is.
               - A vfio driver needs the IOMMU. Where the IOMMU is to come with the next boot, the VF waits for that boot.
             type: str
+          nvme_queues:
+            description:
+              - 'NVMe only: how many flexible queues the secondary controller has that the VF is, its admin queue included.'
+              - Unset, they stay as they are. A VF that is born has none. It takes nvme-cli on the host.
+              - The VF loses its driver while they change. Where it is in use this is refused unless O(allow) names the
+                danger.
+            type: int
+          nvme_interrupts:
+            description:
+              - 'NVMe only: how many flexible interrupts the secondary controller has.'
+              - As for O(sriov[].vfs[].nvme_queues).
+            type: int
+          online:
+            description:
+              - 'NVMe only: whether the secondary controller is online. A driver, also one in a guest, takes an NVMe VF
+                only then; it needs two queues and one interrupt.'
+              - Where O(sriov[].vfs[].driver) is unset and the VF has no driver, V(true) lets the kernel give it one.
+              - Unset, the state stays as it is. A VF that is born is offline.
+            type: bool
       vfs:
         description:
           - What is wished for single VFs. A VF may stand in one range only.
@@ -173,6 +222,25 @@ options:
               - The driver has to be there or to be a module of the running kernel. Unset, the driver stays as it is.
               - A vfio driver needs the IOMMU. Where the IOMMU is to come with the next boot, the VF waits for that boot.
             type: str
+          nvme_queues:
+            description:
+              - 'NVMe only: how many flexible queues the secondary controller has that the VF is, its admin queue included.'
+              - Unset, they stay as they are. A VF that is born has none. It takes nvme-cli on the host.
+              - The VF loses its driver while they change. Where it is in use this is refused unless O(allow) names the
+                danger.
+            type: int
+          nvme_interrupts:
+            description:
+              - 'NVMe only: how many flexible interrupts the secondary controller has.'
+              - As for O(sriov[].vfs[].nvme_queues).
+            type: int
+          online:
+            description:
+              - 'NVMe only: whether the secondary controller is online. A driver, also one in a guest, takes an NVMe VF
+                only then; it needs two queues and one interrupt.'
+              - Where O(sriov[].vfs[].driver) is unset and the VF has no driver, V(true) lets the kernel give it one.
+              - Unset, the state stays as it is. A VF that is born is offline.
+            type: bool
           range:
             description:
               - 'Indexes of VFs, counted from V(0): V("5"), V("0-3") or V("0-3,6").'

@@ -87,6 +87,15 @@ def _run(host: Host, words: list[str]) -> str:
     if code == 127:
         raise EngineError("the command nvme is not there. Install the package nvme-cli.")
     if code:
-        said = " ".join((err.strip() or out.strip() or str(code)).split())
-        raise EngineError(f"nvme {' '.join(words[:2])} failed: {said}.")
+        raise EngineError(f"nvme {' '.join(words)} failed: {_said(out, err) or code}.")
     return out
+
+
+def _said(out: str, err: str) -> str:
+    """With `-o json` an error is a JSON object on standard output, and standard error may hold the whole usage; without
+    it, it is a line on standard error."""
+    try:
+        return str(json.loads(out)["error"])
+    except (KeyError, TypeError, ValueError):
+        lines = [line.strip() for line in (err or out).splitlines() if line.strip()]
+        return next((line for line in lines if line.startswith("NVMe status")), lines[-1] if lines else "")

@@ -123,7 +123,7 @@ def _check_pf(state: State, target: Target) -> list[Refusal]:
     """Can this function have VFs at all, and as many?"""
     function, wish = target.function, target.wish
     coming = firmware.coming(state, function, wish)
-    if function.sriov is None and coming is None:
+    if function.physfn or (function.sriov is None and not firmware.wished(wish)):
         why = "it is itself a VF." if function.physfn else "it has no SR-IOV capability (no sriov_totalvfs in sysfs)."
         return [bad(function.address, f"{target.label}: {why}", "Narrow the selector.")]
     sriov, count = function.sriov or Sriov(total=0), wish.get("vf_count")
@@ -176,7 +176,7 @@ def _take(state: State, target: Target, options: Options, leads: bool = True) ->
     refusals = common.conflict(state, NAME, target) + _check_pf(state, target)
     if common.refuse_all(result, refusals):
         return result
-    # Without the capability it got here only because the firmware has it from the next boot on.
+    # Without the capability it got here only because the wish speaks of its firmware, which may bring it.
     sriov = target.function.sriov or Sriov(total=0)
     wish_count = target.wish.get("vf_count")
     count = len(sriov.vfs) if wish_count is None else wish_count

@@ -36,12 +36,12 @@ def read_more(host: Host, state: State, targets: Sequence[Target]) -> State:
 
 def _concerned(state: State, target: Target) -> bool:
     if not target.absent:
-        return bool(_wish(target.wish))
+        return bool(wished(target.wish))
     entry = common.stored_entry(state, "sriov", target.function.address)
     return bool(entry and NAME in entry["origin"])
 
 
-def _wish(wish: Mapping[str, Any]) -> dict[str, Any]:
+def wished(wish: Mapping[str, Any]) -> dict[str, Any]:
     """What is wished of the firmware; unset keys are not in it."""
     return {key: value for key, value in (wish.get(NAME) or {}).items() if value is not None}
 
@@ -59,11 +59,11 @@ def _read(host: Host, address: str) -> dict[str, Any]:
 def check_targets(state: State, targets: Sequence[Target]) -> list[Refusal]:
     """Ports of one card that wish different things: in this call, or against what an earlier one declared."""
     refusals = []
-    wishes = {t.function.address: (t.label, _wish(t.wish)) for t in targets if not t.absent and _wish(t.wish)}
+    wishes = {t.function.address: (t.label, wished(t.wish)) for t in targets if not t.absent and wished(t.wish)}
     absent = {target.function.address for target in targets if target.absent}
     for address, entry in state.stored.get("sriov", {"devices": {}})["devices"].items():
-        if address not in absent and _wish(entry["wish"]):
-            wishes.setdefault(address, ("an earlier call (/etc/iovirt/sriov.json)", _wish(entry["wish"])))
+        if address not in absent and wished(entry["wish"]):
+            wishes.setdefault(address, ("an earlier call (/etc/iovirt/sriov.json)", wished(entry["wish"])))
     for number, target in enumerate(targets):
         address = target.function.address
         if address not in wishes:
@@ -85,7 +85,7 @@ def _card(address: str) -> str:
 
 def check(port: Port) -> list[Refusal]:
     """Can the firmware be set, and does it go with the number of VFs?"""
-    wish = _wish(port.wish)
+    wish = wished(port.wish)
     if not wish:
         return []
     if port.pf.vendor not in drivers.MSTCONFIG:
@@ -111,7 +111,7 @@ def coming(state: State, function: Function, wish: Mapping[str, Any]) -> int | N
     facts = state.more.get(NAME, {}).get(function.address, {})
     if "sriov" not in facts:
         return None
-    after = {fact: _wish(wish).get(fact, facts[fact]["next"]) for fact in mstconfig.PARAMETERS}
+    after = {fact: wished(wish).get(fact, facts[fact]["next"]) for fact in mstconfig.PARAMETERS}
     count = int(after["vf_count"]) if after["sriov"] else 0
     return count if count > (function.sriov.total if function.sriov else 0) else None
 
@@ -124,7 +124,7 @@ def plan(port: Port) -> Plan:
     wish needs more than the card has."""
     result = Plan()
     facts = port.state.more.get(NAME, {}).get(port.pf.address, {})
-    wish = _wish(port.wish)
+    wish = wished(port.wish)
     if not wish or "sriov" not in facts:
         return result
     changes = {key: value for key, value in wish.items() if facts[key]["next"] != value}
@@ -173,10 +173,10 @@ def waiting(part: Plan, pf: Function, count: int) -> Plan:
 def origin(port: Port) -> dict[str, Any]:
     """How the firmware was before. A port whose sibling was declared earlier takes over what was recorded there."""
     facts = port.state.more.get(NAME, {}).get(port.pf.address, {})
-    if "sriov" not in facts or not _wish(port.wish):
+    if "sriov" not in facts or not wished(port.wish):
         return {}
     known = _of_card(port.state, port.pf.address)
-    found = {key: facts[key]["next"] for key in _wish(port.wish)}
+    found = {key: facts[key]["next"] for key in wished(port.wish)}
     for entry in known.values():
         found.update({k: v for k, v in entry["origin"].get(NAME, {}).items() if k in found})
     return {NAME: found}
@@ -192,4 +192,4 @@ def given_back(state: State, address: str, entry: Mapping[str, Any], absent: Seq
 def _of_card(state: State, address: str) -> dict[str, Mapping[str, Any]]:
     """The other ports of a card that were declared with a wish for its firmware."""
     entries = state.stored.get("sriov", {"devices": {}})["devices"]
-    return {a: e for a, e in entries.items() if a != address and _card(a) == _card(address) and _wish(e["wish"])}
+    return {a: e for a, e in entries.items() if a != address and _card(a) == _card(address) and wished(e["wish"])}

@@ -13,6 +13,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import engine
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Block, Net, Pci, SimKernel
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
 
 PF1, PF2, NVME, EDU = "0000:81:00.0", "0000:82:00.0", "0000:91:00.0", "0000:00:09.0"
 DISK, MANAGEMENT = "0000:00:02.0", "0000:00:03.0"
@@ -49,6 +50,7 @@ def lab(
         Pci(NVME, "1b36:0010", "010802", parent=port.path, numa_node=1, slot="3", total_vfs=4, offset=1, stride=1,
             vf_ids="1b36:0010", serial="LAB0")
     )
+    sim.nvme[NVME] = Nvme()
     sim.add(Pci(EDU, "1234:11e8", "00ff00"))
     sim.nets["ens3"] = Net(addresses=["10.0.2.15", "fe80::1"], default_route=True)
     disk = sim.functions[DISK].path + "/virtio0/block/vda"

@@ -27,6 +27,8 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_modules
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
@@ -139,6 +141,11 @@ class SimKernel:
         self.modes: dict[str, int] = {}
         self.links: dict[str, str] = {}
         self.pids: dict[int, tuple[str, list[str]]] = {}
+        #: NVMe controllers with secondary controllers, by PF address; firmware of cards, by address without function.
+        self.nvme: dict[str, Nvme] = {}
+        self.firmware: dict[str, Firmware] = {}
+        #: Commands that are not installed.
+        self.missing: set[str] = set()
         self.acpi = ["DMAR"]
         self.iommu_on = False
         self.identity_groups = False
@@ -234,6 +241,8 @@ class SimKernel:
             "functions": {
                 f.address: (f.driver, f.override, tuple(f.vfs), f.autoprobe) for f in self.functions.values()
             },
+            "nvme": {pf: (list(n.primary), n.facts()) for pf, n in self.nvme.items()},
+            "firmware": {card: dict(f.next) for card, f in self.firmware.items()},
             "files": dict(self.files),
             "modes": dict(self.modes),
             "links": dict(self.links),
@@ -269,12 +278,16 @@ class SimKernel:
             # vfio_pci_core_register_device -> vfio_group_find_or_alloc: no group is EINVAL.
             failure = errno.EINVAL
         if not failure and function.physfn and driver.name == "nvme":
-            # lab: a secondary controller without resources does not answer.
-            failure = errno.ENODEV
+            # lab: a secondary controller that is not online does not answer.
+            failure = 0 if self._online(function) else errno.ENODEV
         if not failure and (driver.name, function.address) not in self.fickle:
             function.driver = driver.name
         self._tree = None
         return failure
+
+    def _online(self, vf: Pci) -> bool:
+        controller = self.nvme.get(vf.physfn or "")
+        return bool(controller and controller.facts()[self.functions[vf.physfn or ""].vfs.index(vf.address)][2])
 
     def _attach(self, function: Pci) -> None:
         """device_attach(): the first registered driver that takes it; failures are not told."""
@@ -291,6 +304,8 @@ class SimKernel:
         self._tree = None
 
     def _vanish(self, pf: Pci, address: str) -> None:
+        if pf.address in self.nvme:
+            self.nvme[pf.address].all_offline()
         pf.vfs.remove(address)
         self.functions.pop(address)
 
@@ -328,6 +343,10 @@ class SimKernel:
         function = self.functions.get(folder.rpartition("/")[2])
         if function and name == "driver_override":
             return self._set_override(function, data)
+        if function and function.address in self.nvme and name == "reset":
+            # lab: the driver stays, through its reset_prepare and reset_done.
+            self.nvme[function.address].function_reset()
+            return 0
         if function and function.total_vfs is not None and name == "sriov_numvfs":
             return self._set_count(function, data)
         if function and function.total_vfs is not None and name == "sriov_drivers_autoprobe":
@@ -440,6 +459,11 @@ class SimKernel:
     def _boot(self, running: str | None) -> None:
         self._events.clear()
         self.pids.clear()
+        for controller in self.nvme.values():
+            controller.function_reset()
+        for card, firmware in self.firmware.items():
+            firmware.boot()
+            self._carry_out(card, firmware)
         for address in [f.address for f in self.functions.values() if f.physfn]:
             self.functions.pop(address)
         for path in [path for path in self.files if path.startswith("/run/")]:
@@ -465,6 +489,12 @@ class SimKernel:
                 if function.ids in driver.ids or function.class_code in driver.ids:
                     self._register(driver.name)
         self._tree = None
+
+    def _carry_out(self, card: str, firmware: Firmware) -> None:
+        """The SR-IOV capability of the card's ports is as its firmware says."""
+        for function in self.functions.values():
+            if function.address.rpartition(".")[0] == card:
+                function.total_vfs = firmware.current["NUM_OF_VFS"] if firmware.current["SRIOV_EN"] else None
 
     def _translates(self, words: list[str]) -> bool:
         """VT-d: off unless asked for, as CONFIG_INTEL_IOMMU_DEFAULT_ON is not set here. AMD-Vi: on unless forbidden."""
@@ -537,7 +567,11 @@ class SimKernel:
             for index, vf in enumerate(f.vfs):
                 nodes[f"{path}/virtfn{index}"] = Link(self.functions[vf].path)
             if f.driver == "nvme":
-                nodes[f"{path}/nvme/nvme0/serial"] = f"{f.serial:20}\n"
+                name = f"nvme{sorted(a for a, o in self.functions.items() if o.driver == 'nvme').index(f.address)}"
+                nodes[f"{path}/nvme/{name}/serial"] = f"{f.serial:20}\n"
+                nodes[f"{path}/nvme/{name}/state"] = "live\n"
+            if f.address in self.nvme:
+                nodes[f"{path}/reset"] = ""
             if f.driver == "vfio-pci":
                 nodes[f"{path}/vfio-dev/vfio{f.address[5:7]}/dev"] = "511:0\n"
             if f.slot:
@@ -746,8 +780,14 @@ class SimKernel:
 
     def run(self, argv: list[str]) -> tuple[int, str, str]:
         self.commands.append(argv)
+        if argv[0] in self.missing:
+            return 127, "", f"{argv[0]}: No such file or directory"
         if argv[0] == "ip":
             return 0, json.dumps(self._ip()), ""
+        if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]):
+            return self._nvme(argv)
+        if argv[0] == "mstconfig" and "q" in argv:
+            return self._mstconfig(argv)
         self.log.append(("run", argv[0], " ".join(argv[1:])))
         if self.fail_at == len(self.log):
             return 1, "", "simulated failure"
@@ -757,6 +797,10 @@ class SimKernel:
             return answer
         if argv[0] == "modprobe" and argv[2] in self.module_refusal:
             return 1, "", self.module_refusal[argv[2]]
+        if argv[0] == "nvme":
+            return self._nvme(argv)
+        if argv[0] == "mstconfig":
+            return self._mstconfig(argv)
         if argv[:2] == ["modprobe", "--"]:
             drivers = self._module(argv[2])
             for driver in drivers:
@@ -773,6 +817,18 @@ class SimKernel:
         if argv[0] in ("systemctl", "udevadm"):
             return 0, "", ""
         return 127, "", f"{argv[0]}: command not found"
+
+    def _mstconfig(self, argv: list[str]) -> tuple[int, str, str]:
+        card = self.firmware.get(argv[2].rpartition(".")[0])
+        return card.run(argv[1:]) if card else (3, NOT_ITS_DEVICE, "")
+
+    def _nvme(self, argv: list[str]) -> tuple[int, str, str]:
+        name = argv[2].rpartition("/")[2]
+        for address, controller in self.nvme.items():
+            function = self.functions[address]
+            if name in self.names(f"{function.path}/nvme"):
+                return controller.run(argv[1], dict(zip(argv[3::2], argv[4::2])), len(function.vfs))
+        return 1, "", f"Failed to open {argv[2]}: No such file or directory\n"
 
     def _ip(self) -> list[dict[str, Any]]:
         """`ip -j -d addr show`, as iproute2 6.1 prints it, as far as the engine reads it."""
