@@ -159,6 +159,8 @@ class SimKernel:
         self.probe_errno: dict[tuple[str, str], int] = {}
         #: Drivers that say yes to a device and do not keep it.
         self.fickle: set[tuple[str, str]] = set()
+        #: VFs whose netdev does not come with so many binds from now on (told by SR-IOV network operators).
+        self.netless: dict[str, int] = {}
         self.broken_modules: set[str] = set()
         #: Modules that the kernel has not; and has an upgrade taken the whole folder away?
         self.missing_modules: set[str] = set()
@@ -282,6 +284,7 @@ class SimKernel:
             failure = 0 if self._online(function) else errno.ENODEV
         if not failure and (driver.name, function.address) not in self.fickle:
             function.driver = driver.name
+            self.netless[function.address] = self.netless.get(function.address, 0) - 1
         self._tree = None
         return failure
 
@@ -583,7 +586,7 @@ class SimKernel:
         found: dict[str, tuple[Pci | None, Net]] = {}
         for function in self.functions.values():
             driver = self.known_drivers.get(function.driver or "")
-            if driver and driver.net and function.ifname:
+            if driver and driver.net and function.ifname and self.netless.get(function.address, -1) < 0:
                 found[function.ifname] = (function, self.nets.get(function.ifname, Net(up=False, carrier=False)))
         found.update({name: (None, net) for name, net in self.nets.items() if net.kind})
         return found

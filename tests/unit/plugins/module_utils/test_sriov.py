@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine import actions, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     EDU,
     NVME,
@@ -429,6 +430,59 @@ def test_a_kernel_that_declines_the_count_leaves_the_device_as_it_was(code, word
     assert "undone" in text
     assert sim.snapshot()["functions"] == before
     assert not sim.exists("/etc/iovirt/sriov.json")
+
+
+@pytest.mark.parametrize("word", ["pci=realloc", "pci=nocrs,realloc=on"])
+def test_no_room_although_pci_realloc_is_there(word):
+    sim = lab()
+    sim.files["/proc/cmdline"] = sim.files["/proc/cmdline"].strip() + f" {word}\n"
+    sim.count_errno = errno.ENOMEM
+    text = failed(sim, sriov=[at(PF1, vf_count=2)])
+    assert "is on the kernel command line already" in text
+    assert "add pci=realloc" not in text
+
+
+def test_a_driver_that_lowers_what_it_takes_meanwhile():
+    """pci_sriov_set_totalvfs(): the plan saw 7."""
+    sim = lab()
+    sim.faults.append((f"*/{PF1}/sriov_numvfs", "5", errno.ERANGE))
+    assert "It takes 7 at most by now (sriov_totalvfs" in failed(sim, sriov=[at(PF1, vf_count=5)])
+
+
+def netdev_of_vf(sim):
+    call(sim, sriov=[at(PF1, vf_count=1, vf_defaults={"driver": "default"})])
+    return sim.functions[PF1].vfs[0]
+
+
+def test_the_netdev_of_a_vf_is_waited_for():
+    sim = lab(igbvf_loaded=True)
+    vf = netdev_of_vf(sim)
+    now = sim.now
+    assert actions.await_netdev(sim.host(), vf) == "enp129s0v0"
+    assert sim.now == now
+
+
+@pytest.mark.parametrize("binds", [1, 2])
+def test_a_netdev_that_does_not_come_is_given_one_more_bind(binds):
+    sim = lab(igbvf_loaded=True)
+    vf = netdev_of_vf(sim)
+    sim.netless[vf] = binds - 1
+    sim._tree = None
+    if binds == 1:
+        assert actions.await_netdev(sim.host(), vf) == "enp129s0v0"
+    else:
+        with pytest.raises(EngineError, match="has no network device"):
+            actions.await_netdev(sim.host(), vf)
+    assert [path for _what, path, _data in sim.log].count("/sys/bus/pci/drivers/igbvf/bind") == 1
+    assert sim.functions[vf].driver == "igbvf"
+
+
+def test_a_vf_without_a_driver_has_no_netdev_to_wait_for():
+    sim = lab()
+    now = sim.now
+    with pytest.raises(EngineError, match="driver none"):
+        actions.await_netdev(sim.host(), PF2.replace(":00.0", ":10.1"))
+    assert sim.now == now
 
 
 def test_fewer_vfs_than_asked():
