@@ -569,16 +569,19 @@ class SimKernel:
                 nodes[f"{path}/physfn"] = Link(self.functions[f.physfn].path)
             for index, vf in enumerate(f.vfs):
                 nodes[f"{path}/virtfn{index}"] = Link(self.functions[vf].path)
-            if f.driver == "nvme":
-                name = f"nvme{sorted(a for a, o in self.functions.items() if o.driver == 'nvme').index(f.address)}"
-                nodes[f"{path}/nvme/{name}/serial"] = f"{f.serial:20}\n"
-                nodes[f"{path}/nvme/{name}/state"] = "live\n"
-            if f.address in self.nvme:
-                nodes[f"{path}/reset"] = ""
+            nodes.update(self._nvme_nodes(f))
             if f.driver == "vfio-pci":
                 nodes[f"{path}/vfio-dev/vfio{f.address[5:7]}/dev"] = "511:0\n"
             if f.slot:
                 nodes[f"/sys/bus/pci/slots/{f.slot}/address"] = f.address.rpartition(".")[0] + "\n"
+        return nodes
+
+    def _nvme_nodes(self, f: Pci) -> dict[str, Any]:
+        nodes: dict[str, Any] = {f"{f.path}/reset": ""} if f.address in self.nvme else {}
+        if f.driver == "nvme":
+            name = f"nvme{sorted(a for a, other in self.functions.items() if other.driver == 'nvme').index(f.address)}"
+            nodes[f"{f.path}/nvme/{name}/serial"] = f"{f.serial:20}\n"
+            nodes[f"{f.path}/nvme/{name}/state"] = "live\n"
         return nodes
 
     def netdevs(self) -> dict[str, tuple[Pci | None, Net]]:
@@ -787,10 +790,9 @@ class SimKernel:
             return 127, "", f"{argv[0]}: No such file or directory"
         if argv[0] == "ip":
             return 0, json.dumps(self._ip()), ""
-        if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]):
-            return self._nvme(argv)
-        if argv[0] == "mstconfig" and "q" in argv:
-            return self._mstconfig(argv)
+        if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
+            # Reading is no step.
+            return self._tool(argv)
         self.log.append(("run", argv[0], " ".join(argv[1:])))
         if self.fail_at == len(self.log):
             return 1, "", "simulated failure"
@@ -798,27 +800,30 @@ class SimKernel:
         if answer is not None:
             self._tree = None
             return answer
-        if argv[0] == "modprobe" and argv[2] in self.module_refusal:
-            return 1, "", self.module_refusal[argv[2]]
-        if argv[0] == "nvme":
-            return self._nvme(argv)
-        if argv[0] == "mstconfig":
-            return self._mstconfig(argv)
-        if argv[:2] == ["modprobe", "--"]:
-            drivers = self._module(argv[2])
-            for driver in drivers:
-                self._register(driver.name)
-            return (0, "", "") if drivers else (1, "", f"modprobe: FATAL: Module {argv[2]} not found")
-        if argv[:3] == ["modprobe", "--use-blacklist", "--"]:
-            alike = [f for f in self.functions.values() if f.modalias == argv[3]]
-            drivers = [d for d in self.known_drivers.values() if any(f.ids in d.ids or f.class_code in d.ids for f in alike)]
-            for driver in drivers:
-                self._register(driver.name)
-            return (0, "", "") if drivers else (1, "", f"modprobe: FATAL: Module {argv[3]} not found")
+        if argv[0] == "modprobe":
+            return self._modprobe(argv)
         if argv[0].endswith("grub-mkconfig"):
             return self._mkconfig(argv[2])
         if argv[0] in ("systemctl", "udevadm"):
             return 0, "", ""
+        return self._tool(argv)
+
+    def _modprobe(self, argv: list[str]) -> tuple[int, str, str]:
+        if argv[2] in self.module_refusal:
+            return 1, "", self.module_refusal[argv[2]]
+        drivers = self._module(argv[2])
+        if argv[1] == "--use-blacklist":
+            alike = [f for f in self.functions.values() if f.modalias == argv[3]]
+            drivers = [d for d in self.known_drivers.values() if any(f.ids in d.ids or f.class_code in d.ids for f in alike)]
+        for driver in drivers:
+            self._register(driver.name)
+        return (0, "", "") if drivers else (1, "", f"modprobe: FATAL: Module {argv[-1]} not found")
+
+    def _tool(self, argv: list[str]) -> tuple[int, str, str]:
+        if argv[0] == "nvme":
+            return self._nvme(argv)
+        if argv[0] == "mstconfig":
+            return self._mstconfig(argv)
         return 127, "", f"{argv[0]}: command not found"
 
     def _mstconfig(self, argv: list[str]) -> tuple[int, str, str]:
