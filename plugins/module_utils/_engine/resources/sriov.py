@@ -10,7 +10,7 @@ Rules of the kernel: Documentation/PCI/pci-iov-howto.rst and drivers/pci/iov.c. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,14 +54,11 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
     result = Plan()
     found, result.refusals = common.targets(state, NAME, wishes, options)
     result.refusals += firmware.check_targets(state, found)
-    absent = [target.function.address for target in found if target.absent]
-    cards = set()
+    staying, leaders = firmware.staying(state, found), firmware.leaders(state, found)
     for target in found:
-        card = target.function.address.rpartition(".")[0]
-        leads = card not in cards
-        cards.add(card)
+        leads = target.function.address in leaders
         if target.absent:
-            result.extend(_give_back(state, target, options, absent, leads))
+            result.extend(_give_back(state, target, options, staying, leads))
         else:
             result.extend(_take(state, target, options, leads))
     return result
@@ -171,7 +168,7 @@ def _check_pf_driver(state: State, function: Function, label: str) -> list[Refus
 # --- Planning ------------------------------------------------------------------------------------------------------
 
 
-def _take(state: State, target: Target, options: Options, leads: bool = True) -> Plan:
+def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
     result = Plan()
     refusals = common.conflict(state, NAME, target) + _check_pf(state, target)
     if common.refuse_all(result, refusals):
@@ -296,7 +293,7 @@ def _vf_name(state: State, index: int, address: str) -> str:
     return f"VF {index} ({address}, {(vf.driver if vf else None) or 'no driver'})"
 
 
-def _give_back(state: State, target: Target, options: Options, absent: Sequence[str], leads: bool) -> Plan:
+def _give_back(state: State, target: Target, options: Options, staying: Collection[str], leads: bool) -> Plan:
     """As it was before the collection touched it. What it never touched, it leaves alone."""
     result = Plan()
     entry = common.stored_entry(state, NAME, target.function.address)
@@ -309,7 +306,7 @@ def _give_back(state: State, target: Target, options: Options, absent: Sequence[
     sriov = target.function.sriov or Sriov(total=0)
     origin = entry["origin"]
     count = len(sriov.vfs) if entry["wish"]["vf_count"] is None else min(origin["vf_count"], sriov.total)
-    of_pf = firmware.given_back(state, target.function.address, entry, absent)
+    of_pf = firmware.given_back(target.function.address, entry, staying)
     port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads)
     port = replace(port, wished=_given_back_vfs(port, entry))
     primary = replace(port, wish=secondary.given_back_primary(entry))

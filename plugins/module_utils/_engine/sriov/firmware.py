@@ -7,7 +7,7 @@ boot on, and both are the card's: its ports share them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,30 +56,45 @@ def _read(host: Host, address: str) -> dict[str, Any]:
 # --- Checking ------------------------------------------------------------------------------------------------------
 
 
+def staying(state: State, targets: Sequence[Target]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Who has a wish for its firmware once this call is done: address -> where it stands, and the wish."""
+    here = {target.function.address for target in targets}
+    found = {t.function.address: (t.label, wished(t.wish)) for t in targets if not t.absent}
+    for address, entry in _stored(state).items():
+        if address not in here:
+            found[address] = ("an earlier call (/etc/iovirt/sriov.json)", wished(entry["wish"]))
+    return {address: said for address, said in found.items() if said[1]}
+
+
 def check_targets(state: State, targets: Sequence[Target]) -> list[Refusal]:
     """Ports of one card that wish different things: in this call, or against what an earlier one declared."""
     refusals = []
-    wishes = {t.function.address: (t.label, wished(t.wish)) for t in targets if not t.absent and wished(t.wish)}
-    absent = {target.function.address for target in targets if target.absent}
-    for address, entry in state.stored.get("sriov", {"devices": {}})["devices"].items():
-        if address not in absent and wished(entry["wish"]):
-            wishes.setdefault(address, ("an earlier call (/etc/iovirt/sriov.json)", wished(entry["wish"])))
-    for number, target in enumerate(targets):
-        address = target.function.address
-        if address not in wishes:
-            continue
+    wishes = staying(state, targets)
+    todo = [target.function.address for target in targets if target.function.address in wishes]
+    for number, address in enumerate(todo):
         label, wish = wishes[address]
-        for other, (their_label, theirs) in sorted(wishes.items()):
+        for other in sorted(wishes.keys() - set(todo[: number + 1])):
+            their_label, theirs = wishes[other]
             unequal = [key for key in wish if key in theirs and wish[key] != theirs[key]]
-            later = other in [t.function.address for t in targets[: number + 1]]
-            if other != address and not later and _card(other) == _card(address) and unequal:
+            if card(other) == card(address) and unequal:
                 what = f"firmware.{unequal[0]} {wish[unequal[0]]} and {theirs[unequal[0]]}"
                 reason = f"{label} and {their_label} wish {what} for it and {other}, which share their card's firmware."
                 refusals.append(bad(address, reason, "Wish the same for all ports of a card."))
     return refusals
 
 
-def _card(address: str) -> str:
+def leaders(state: State, targets: Sequence[Target]) -> set[str]:
+    """The ports through which a card's firmware is set: the first that wishes something of it, the first that is given
+    back."""
+    first: dict[tuple[str, bool], str] = {}
+    for target in targets:
+        if _concerned(state, target):
+            first.setdefault((card(target.function.address), target.absent), target.function.address)
+    return set(first.values())
+
+
+def card(address: str) -> str:
+    """What the ports of a card have in common: all of the address but the function number."""
     return address.rpartition(".")[0]
 
 
@@ -175,21 +190,28 @@ def origin(port: Port) -> dict[str, Any]:
     facts = port.state.more.get(NAME, {}).get(port.pf.address, {})
     if "sriov" not in facts or not wished(port.wish):
         return {}
-    known = _of_card(port.state, port.pf.address)
+    known = _ofcard(port.state, port.pf.address)
     found = {key: facts[key]["next"] for key in wished(port.wish)}
     for entry in known.values():
         found.update({k: v for k, v in entry["origin"].get(NAME, {}).items() if k in found})
     return {NAME: found}
 
 
-def given_back(state: State, address: str, entry: Mapping[str, Any], absent: Sequence[str]) -> dict[str, Any]:
+def given_back(address: str, entry: Mapping[str, Any], staying_ones: Collection[str]) -> dict[str, Any]:
     """The wish that makes the firmware what it was, unless another port of the card goes on wishing something of it."""
-    others = [other for other in _of_card(state, address) if other not in absent]
+    others = [other for other in staying_ones if card(other) == card(address)]
     was = entry["origin"].get(NAME)
     return {NAME: dict(was)} if was and not others else {}
 
 
 def _of_card(state: State, address: str) -> dict[str, Mapping[str, Any]]:
     """The other ports of a card that were declared with a wish for its firmware."""
-    entries = state.stored.get("sriov", {"devices": {}})["devices"]
-    return {a: e for a, e in entries.items() if a != address and _card(a) == _card(address) and wished(e["wish"])}
+    return {
+        other: entry
+        for other, entry in _stored(state).items()
+        if other != address and card(other) == card(address) and wished(entry["wish"])
+    }
+
+
+def _stored(state: State) -> Mapping[str, Mapping[str, Any]]:
+    return state.stored["sriov"]["devices"] if "sriov" in state.stored else {}

@@ -36,7 +36,7 @@ class Port:
     count: int = 0
     #: Is it wished, or just the one that is there?
     counted: bool = True
-    #: Is it the first port of its card in this call? What a card has but once is set through that one.
+    #: Is what the card has but once (its firmware) set through this port?
     leads: bool = True
     #: The number of VFs that it can have only from the next boot on, where the wish needs that.
     coming: int | None = None
@@ -76,9 +76,12 @@ def bad(address: str, reason: str, way_out: str) -> Refusal:
 
 def predict_address(pf: Function, sriov: Sriov, index: int) -> str:
     """The address of a VF that is not born yet: routing ID of the PF plus First VF Offset plus index times VF Stride
-    (PCI Express Base Specification, SR-IOV capability). The device may change both when the count changes."""
+    (PCI Express Base Specification, SR-IOV capability). The device may change both when the count changes, and need not
+    have them before (no VF can have the offset 0)."""
     if pf.bus != sysfs.PCI:
         return f"{pf.address}/{index}"
+    if not sriov.offset:
+        return "address not known yet"
     domain, bus, rest = pf.address.split(":")
     slot, function = rest.split(".")
     routing = (int(bus, 16) << 8 | int(slot, 16) << 3 | int(function)) + sriov.offset + index * sriov.stride

@@ -62,8 +62,8 @@ def _concerned(state: State, target: Target) -> bool:
         return bool(entry and "nvme_vfs" in entry["origin"])
     sriov, count = target.function.sriov, target.wish.get("vf_count")
     # A count that changes takes what the VFs of now have: the way back has to know it.
-    vanishing = bool(sriov and sriov.vfs) and count is not None and sriov is not None and count != len(sriov.vfs)
-    return _named(target.wish) or (vanishing and target.function.class_code.startswith(_NVME_CLASS))
+    lost = sriov is not None and bool(sriov.vfs) and count not in (None, len(sriov.vfs))
+    return _named(target.wish) or (lost and target.function.class_code.startswith(_NVME_CLASS))
 
 
 def _named(wish: Mapping[str, Any]) -> bool:
@@ -327,11 +327,9 @@ def held_back(port: Port) -> list[int]:
 
 
 def origin(port: Port) -> dict[str, Any]:
-    """How the controllers were before; nothing where the wish does not speak of them."""
+    """How the controllers were before; nothing where the wish does not speak of them and none of them vanishes."""
     facts = port.state.more.get(NAME, {}).get(port.pf.address)
-    if not facts or "error" in facts:
-        return {}
-    if not _speaks_of_it(port):
+    if not facts or "error" in facts or not (_speaks_of_it(port) or vanishing(port)):
         return {}
     vfs = {str(i): {k: c[k] for k in _NONE} for i, c in facts["controllers"].items() if i in port.sriov.vfs}
     caps = facts.get("capabilities") or {}

@@ -77,8 +77,9 @@ def test_more_vfs_than_now_wait_for_the_boot():
 
 def test_a_card_without_sriov_gets_it():
     sim = mlx(sriov=False, vfs=0)
-    wish = at(P0, vf_count=2, firmware={"sriov": True, "vf_count": 8})
+    wish = at(P0, vf_count=2, firmware={"sriov": True, "vf_count": 8}, vf_defaults={"driver": "vfio-pci"})
     done = converged(sim, sriov=[wish])
+    assert "bind VF 1 (address not known yet) to vfio-pci" in [a["text"] for a in done["actions"]]
     assert "set SRIOV_EN from False to True and NUM_OF_VFS from 0 to 8" in " ".join(a["text"] for a in done["actions"])
     assert "SRIOV_EN False, and True from the next boot on" in said(done)
     sim.reboot()
@@ -143,6 +144,22 @@ def test_both_ports_set_it_once():
     done = converged(sim, sriov=[at(P0, firmware={"vf_count": 8}), at(P1, firmware={"vf_count": 8})])
     assert [a["device"] for a in done["actions"] if a["action"] == "set_firmware"] == [P0]
     assert len([argv for argv in sim.commands if "set" in argv]) == 1
+
+
+def test_the_second_port_alone_sets_it():
+    sim = mlx(vfs=4)
+    converged(sim, sriov=[at(P0, vf_count=1), at(P1, firmware={"vf_count": 8})])
+    assert of(sim)["NUM_OF_VFS"] == 8
+
+
+def test_one_port_given_back_while_the_other_begins():
+    sim = mlx(vfs=4)
+    before = sim.snapshot()
+    call(sim, sriov=[at(P0, firmware={"vf_count": 8})])
+    converged(sim, sriov=[at(P0, state="absent"), at(P1, firmware={"vf_count": 12})])
+    assert of(sim)["NUM_OF_VFS"] == 12
+    converged(sim, sriov=[at(P1, state="absent")])
+    assert sim.snapshot() == before
 
 
 def test_ports_that_disagree():
