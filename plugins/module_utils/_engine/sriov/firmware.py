@@ -190,7 +190,7 @@ def origin(port: Port) -> dict[str, Any]:
     facts = port.state.more.get(NAME, {}).get(port.pf.address, {})
     if "sriov" not in facts or not wished(port.wish):
         return {}
-    known = _ofcard(port.state, port.pf.address)
+    known = _of_card(port.state, port.pf.address)
     found = {key: facts[key]["next"] for key in wished(port.wish)}
     for entry in known.values():
         found.update({k: v for k, v in entry["origin"].get(NAME, {}).items() if k in found})
