@@ -39,4 +39,10 @@ options:
         description:
           - Whether the IOMMU will be on.
         type: bool
+  declared_by:
+    description:
+      - Who declares, in free text, as the revision of the inventory. It stands with the time in the records on the
+        host, and C(iovirt status) shows it.
+      - A run that would change nothing else does not write it.
+    type: str
 """

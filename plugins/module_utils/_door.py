@@ -67,7 +67,12 @@ def _one_resource(name: str, module: AnsibleModule, host: Host, call: engine.Cal
 def options(params: Mapping[str, Any], exclusive: list[str]) -> Options:
     """The options that all device modules share."""
     assume = {key: value for key, value in (params.get("assume") or {}).items() if value is not None}
-    return Options(allow=frozenset(params["allow"]), exclusive=frozenset(exclusive), assume=assume)
+    return Options(
+        allow=frozenset(params["allow"]),
+        exclusive=frozenset(exclusive),
+        assume=assume,
+        declared_by=params.get("declared_by") or "",
+    )
 
 
 def _host(module: AnsibleModule) -> Host:

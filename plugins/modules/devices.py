@@ -174,6 +174,13 @@ options:
           - 'NVMe only: how many flexible interrupts the controller itself keeps instead of its VFs.'
           - As for O(sriov[].nvme_primary_queues).
         type: int
+      vf_netdevs:
+        description:
+          - Who may configure the network devices of the VFs. V(unmanaged) keeps NetworkManager and systemd-networkd from
+            them. V(managed) leaves them to these.
+          - 'Unset: V(unmanaged), except where the port had VFs before the collection took it. Those stay with whoever has
+            them.'
+        type: str
       vf_defaults:
         description:
           - What holds for every VF of the device that O(sriov[].vfs) does not speak of, and for what a range leaves unset.
@@ -460,7 +467,8 @@ actions:
     certainty:
       description:
         - V(certain) will be so to the letter. For V(predicted) the kernel has the last word, as with the address of
-          a VF that is not born yet. V(after_reboot) waits for the next boot.
+          a VF that is not born yet. V(after_reboot) waits for the next boot,
+          V(after_link) for a link of the port.
       type: str
     before:
       description:

@@ -230,7 +230,8 @@ actions:
     certainty:
       description:
         - V(certain) will be so to the letter. For V(predicted) the kernel has the last word, as with the address of
-          a VF that is not born yet. V(after_reboot) waits for the next boot.
+          a VF that is not born yet. V(after_reboot) waits for the next boot,
+          V(after_link) for a link of the port.
       type: str
     before:
       description:

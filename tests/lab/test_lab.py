@@ -86,17 +86,17 @@ def test_selectors_match_the_same_after_it_was_applied(wishes: dict[str, Any], l
 COUNT_PROCESSES = """python3 -I - <<'END'
 import sys
 sys.path.insert(0, "/var/lib/iovirt/engine/current")
-from iovirt_engine import engine, read, replay, store
+from iovirt_engine import engine, read, replay
 from iovirt_engine.host import FileSystem, Host, run_command
 
 def count():
     return int(next(line for line in open("/proc/stat") if line.startswith("processes")).split()[1])
 
 host = Host(files=FileSystem("/"), run=run_command)
-declared = store.load_all(host.files)
-wishes, missing = replay.wishes_of(read.read_state(host, read.Needs()), replay.entries_of(declared))
+state = read.read_state(host, read.Needs())
+wishes, missing = replay.wishes_of(state)
 before = count()
-result = engine.devices(host, wishes, replay.granted(declared), engine.Call(declare=False))
+result = engine.devices(host, wishes, replay.granted(state), engine.Call(declare=False))
 print(len(missing), result["changed"], count() - before)
 END"""
 

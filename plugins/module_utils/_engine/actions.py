@@ -59,6 +59,7 @@ def _undo_vf_count(host: Host, args: Args) -> None:
     ):
         if args["autoprobe"] and host.files.attr(_autoprobe(args["pf"])) == "0":
             host.files.write(_autoprobe(args["pf"]), "1")
+        host.files.remove(store.held_back(args["pf"]))
         return
     _recount(host, args["pf"], args["from"], args["previous"], args["autoprobe"])
     if args.get("controllers"):
@@ -79,6 +80,8 @@ def _recount(
     step of their own."""
     holding = probing and host.files.exists(_autoprobe(pf))
     if holding:
+        # Said before it is done: a run that is cut off here leaves it off, and that is not the operator's will.
+        host.files.replace(store.held_back(pf), "", mode=0o600)
         host.files.write(_autoprobe(pf), "0")
     try:
         if _count(host, pf):
@@ -92,6 +95,22 @@ def _recount(
             host.files.write(_autoprobe(pf), "1")
     if probing:
         _probe_others(host, pf, [i for i in range(count) if str(i) not in reserved and i not in held_back])
+    if holding:
+        host.files.remove(store.held_back(pf))
+
+
+def _resume_probing(host: Host, args: Args) -> None:
+    """What a run that was cut off would have done next."""
+    host.files.write(_autoprobe(args["pf"]), "1")
+    for index in range(_count(host, args["pf"])):
+        address = _vf_address(host, args["pf"], index)
+        if not _driver(host, address) and host.files.attr(f"{DEVICES}/{address}/driver_override") in ("", "(null)", None):
+            _offer_if_wanted(host, address)
+    host.files.remove(store.held_back(args["pf"]))
+
+
+def _undo_resume(host: Host, args: Args) -> None:
+    """To leave probing off again would be to do what nobody wished."""
 
 
 def _write_count(host: Host, pf: str, count: int) -> None:
@@ -137,10 +156,14 @@ def _probe_others(host: Host, pf: str, indexes: Collection[int]) -> None:
     """Offer the VFs without a wish to the loaded drivers, as the kernel would have done by itself at their birth. It
     ignores a driver that declines, and so do we: whoever wished a driver for a VF has a step of its own for it."""
     for index in indexes:
-        try:
-            host.files.write("/sys/bus/pci/drivers_probe", _vf_address(host, pf, index))
-        except OSError:
-            continue
+        _offer_if_wanted(host, _vf_address(host, pf, index))
+
+
+def _offer_if_wanted(host: Host, address: str) -> None:
+    try:
+        host.files.write("/sys/bus/pci/drivers_probe", address)
+    except OSError:
+        return
 
 
 def _count(host: Host, pf: str) -> int:
@@ -397,7 +420,10 @@ def _undo_nvme_primary(host: Host, args: Args) -> None:
 
 
 def _declare(host: Host, args: Args) -> None:
-    _set_entry(host, args, args["entry"])
+    entry = args["entry"]
+    if entry is not None:
+        entry = {**entry, "declared": {"by": args.get("by", ""), "at": host.utc()}}
+    _set_entry(host, args, entry)
 
 
 def _undo_declare(host: Host, args: Args) -> None:
@@ -407,9 +433,27 @@ def _undo_declare(host: Host, args: Args) -> None:
 def _set_entry(host: Host, args: Args, entry: Mapping[str, Any] | None) -> None:
     document = store.load(host.files, args["resource"])
     if entry is None:
-        document["devices"].pop(args["address"], None)
+        # Where no record is left nothing follows its device any more.
+        for key in (args["key"], args["was"]):
+            found = document["devices"].get(key)
+            if found and (args["previous"] is None or store.same_card(found, args["previous"])):
+                document["devices"].pop(key)
     else:
-        document["devices"][args["address"]] = entry
+        document["devices"][args["key"]] = entry
+    store.save(host.files, args["resource"], document)
+
+
+def _follow(host: Host, args: Args) -> None:
+    _move(host, args, args["moves"])
+
+
+def _undo_follow(host: Host, args: Args) -> None:
+    _move(host, args, {new: old for old, new in args["moves"].items()})
+
+
+def _move(host: Host, args: Args, moves: Mapping[str, str]) -> None:
+    document = store.load(host.files, args["resource"])
+    store.move(document, moves)
     store.save(host.files, args["resource"], document)
 
 
@@ -434,15 +478,18 @@ def _set_file(host: Host, args: Args, text: str | None) -> None:
 #: Kind of action -> how it is done and undone.
 TABLE: Mapping[str, Step] = {
     "set_vf_count": Step(_set_vf_count, _undo_vf_count),
+    "resume_probing": Step(_resume_probing, _undo_resume),
     "bind": Step(_bind, _undo_bind),
     "release": Step(_release, _undo_bind),
     "set_nvme_primary": Step(_set_nvme_primary, _undo_nvme_primary),
     "set_nvme_secondary": Step(_set_nvme_secondary, _undo_nvme_secondary),
     "set_firmware": Step(mstconfig.set_next, mstconfig.undo_next),
     "declare": Step(_declare, _undo_declare),
+    "follow": Step(_follow, _undo_follow),
     "write_file": Step(_write_file, _undo_write_file),
     "grub_mkconfig": Step(grub.make_config, grub.undo_config),
     "refresh_initramfs": Step(initramfs.refresh, initramfs.undo),
     "install_replay": Step(boot.install, boot.undo_install),
+    "write_rules": Step(boot.write_rules, boot.undo_rules),
     "remove_replay": Step(boot.remove, boot.undo_remove),
 }

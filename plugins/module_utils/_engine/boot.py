@@ -40,7 +40,8 @@ Description=iovirt.host: put virtual functions and drivers back
 Documentation=https://github.com/iovirt/host
 DefaultDependencies=no
 RequiresMountsFor=/etc/iovirt {HOME}
-After=local-fs.target systemd-udev-trigger.service systemd-modules-load.service
+# cloud-init chooses the port that it configures before there is a VF to choose.
+After=local-fs.target systemd-udev-trigger.service systemd-modules-load.service cloud-init-local.service
 Wants=network-pre.target
 Before=network-pre.target libvirtd.service virtqemud.service virtnodedevd.service shutdown.target
 Conflicts=shutdown.target
@@ -70,6 +71,20 @@ TimeoutStartSec=300
 TimeoutStopSec=5
 """
 
+# Default dependencies: it is not in the way of the boot. A second start while it waits does nothing.
+_LINK_UNIT = f"""{_NOTE}
+[Unit]
+Description=iovirt.host: what %%i waits for a link with
+Documentation=https://github.com/iovirt/host
+After={UNIT} network-pre.target
+
+[Service]
+Type=oneshot
+ExecStart=%(python)s -I {CURRENT} replay --device %%i --after-link
+TimeoutStartSec=600
+TimeoutStopSec=5
+"""
+
 # For a networkd that does not know ID_NET_MANAGED_BY (before systemd 255); read when it starts. The name sorts before
 # any other, and networkd takes the first file that matches (systemd.network(5)).
 _NETWORK_FILE = f"""{_NOTE}
@@ -94,12 +109,18 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+def link_unit(address: str) -> str:
+    """The unit that does what waits for a port's link."""
+    return f"iovirt-link@{address}.service"
+
+
 def wanted_files(python: str, declared: Collection[str], ours: Collection[str] = ()) -> dict[str, tuple[str, int]]:
     """Path -> content and mode of everything but the engine."""
     fill = {"python": python}
     return {
         f"{UNITS}/{UNIT}": (_BOOT_UNIT % fill, 0o644),
         f"{UNITS}/iovirt-replay@.service": (_DEVICE_UNIT % fill, 0o644),
+        f"{UNITS}/iovirt-link@.service": (_LINK_UNIT % fill, 0o644),
         RULES: (_rules(declared, ours), 0o644),
         NETWORK: (_NETWORK_FILE, 0o644),
         COMMAND: (_COMMAND % fill, 0o755),
@@ -107,18 +128,24 @@ def wanted_files(python: str, declared: Collection[str], ours: Collection[str] =
 
 
 def _rules(declared: Collection[str], ours: Collection[str]) -> str:
-    """A driver that comes back (reload, firmware reset) finds its device as it was declared; events of vfio-pci are our
-    own doing. And the network devices of the VFs that are of our making (of the ports `ours`) are kept out of NetworkManager (NM_UNMANAGED) and of
-    networkd (ID_NET_MANAGED_BY, link_configure in networkd-link.c): else they get DHCP the moment they appear."""
+    """A driver that comes back (reload, recovery from an error) finds its device as it was declared; events of vfio-pci are
+    our own doing. A devlink reload binds nothing anew and makes the port's network device anew. And the network devices
+    of VFs of the ports `ours` are kept out of NetworkManager (NM_UNMANAGED) and of networkd (ID_NET_MANAGED_BY,
+    link_configure in networkd-link.c): else they get DHCP the moment they appear."""
     vf = (
         'SUBSYSTEM=="net", ACTION!="remove", ATTR{device/physfn/uevent}=="*PCI_SLOT_NAME=%(a)s*", '
         'ENV{ID_NET_MANAGED_BY}="iovirt.host", ENV{NM_UNMANAGED}="1"'
     )
-    rule = (
-        'ACTION=="bind", SUBSYSTEM=="%(bus)s", KERNEL=="%(a)s", ENV{DRIVER}!="*vfio*", '
-        'RUN+="/bin/systemctl --no-block start iovirt-replay@%(a)s.service"'
+    start = 'RUN+="/bin/systemctl --no-block start iovirt-replay@%(a)s.service"'
+    events = (
+        'ACTION=="bind", SUBSYSTEM=="%(bus)s", KERNEL=="%(a)s", ENV{DRIVER}!="*vfio*", ' + start,
+        # drivers/pci/pci-driver.c, pci_uevent_ers
+        'ACTION=="change", SUBSYSTEM=="%(bus)s", KERNEL=="%(a)s", ENV{ERROR_EVENT}=="SUCCESSFUL_RECOVERY", ' + start,
+        # Not when udev asks for all events again at boot: then the boot unit does it.
+        'ACTION=="add", SUBSYSTEM=="net", KERNELS=="%(a)s", ENV{SYNTH_UUID}!="?*", ' + start,
     )
-    lines = [rule % {"a": address, "bus": sysfs.bus_of(address)} for address in sorted(declared)] + [vf % {"a": address} for address in sorted(ours)]
+    fills = [{"a": address, "bus": sysfs.bus_of(address)} for address in sorted(declared)]
+    lines = [rule % fill for fill in fills for rule in events] + [vf % {"a": address} for address in sorted(ours)]
     return "\n".join([_NOTE, *lines]) + "\n"
 
 
@@ -168,10 +195,42 @@ def plan(
     ]
 
 
+def follow(state: State, declared: Collection[str], ours: Collection[str]) -> list[Action]:
+    """Where a declared card has moved, the rules of udev have to name its new address before its VFs are born."""
+    now = state.replay["files"].get(RULES)
+    wanted = _rules(declared, ours)
+    if now is None or _spoken_of(now) == _spoken_of(wanted):
+        return []
+    return [
+        Action(
+            kind="write_rules",
+            unit=HOST,
+            text=f"let {RULES} follow the devices that have moved",
+            args={"text": wanted, "previous": now},
+            before={"replay": _summary("", now)},
+            after={"replay": _summary("", wanted)},
+        )
+    ]
+
+
+def _spoken_of(rules: str) -> set[str]:
+    """The ports and devices that rules speak of, and as what."""
+    return set(re.findall(r'(KERNEL=="[^"]*"|PCI_SLOT_NAME=[^*]*)', rules))
+
+
+def write_rules(host: Host, args: Mapping[str, Any]) -> None:
+    host.files.replace(RULES, args["text"])
+    _reload(host)
+
+
+def undo_rules(host: Host, args: Mapping[str, Any]) -> None:
+    write_rules(host, {"text": args["previous"]})
+
+
 def _summary(engine: str | None, rules: str | None) -> Any:
     if engine is None:
         return None
-    return {"engine": engine, "devices": re.findall(r'KERNEL=="([^"]*)"', rules or "")}
+    return {"engine": engine, "devices": list(dict.fromkeys(re.findall(r'KERNEL=="([^"]*)"', rules or "")))}
 
 
 def _removal(now: Mapping[str, Any]) -> Action:
@@ -221,13 +280,15 @@ def undo_install(host: Host, args: Mapping[str, Any]) -> None:
 
 
 def remove(host: Host, args: Mapping[str, Any]) -> None:
-    for path in (WANTED, *wanted_files(host.python, ()), CURRENT):
+    for path in (WANTED, *wanted_files(host.python, ())):
         host.files.remove(path)
+    _reload(host)
     _remove_engines(host, keep="")
+    # Last: while it is there, the next run finishes what this one did not.
+    host.files.remove(CURRENT)
     for path in (f"{HOME}/engine", HOME, store.FOLDER):
         if not host.files.names(path):
             host.files.remove(path)
-    _reload(host)
 
 
 def undo_remove(host: Host, args: Mapping[str, Any]) -> None:

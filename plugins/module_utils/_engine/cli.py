@@ -10,66 +10,165 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Callable
 
-from . import engine, replay, store
+from . import engine, replay
 from .errors import EngineError
 from .host import FileSystem, Host, run_command
+from .model import Lost, State
 from .read import Needs, read_state
-from .resources import sriov, vfio
 
 USAGE = """usage: iovirt COMMAND [--json]
 
-  status            the devices that the collection owns, as they are now
-  plan              what 'apply' would do; exit status 2 when that is anything
+  status            the devices that the collection owns: as declared, as they are, and whether they differ
+  plan              what 'apply' would do
   apply             make the declared devices as they were declared
   replay            what the boot unit runs: wait for the drivers, then apply
     --device ADDR   only this device
+    --after-link    wait for its link first, then do what needs one
+
+exit status: 0 all is as declared, or was made so; 1 something failed; 2 there is something to do (status, plan), or
+the call was wrong
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status: 0 well, 1 something failed, 2 there is something to do (plan) or the call was wrong."""
+    """Exit status: 0 well, 1 something failed, 2 there is something to do (status, plan) or the call was wrong."""
     host = Host(files=FileSystem("/"), run=run_command, python=sys.executable)
     words = [word for word in arguments if word != "--json"]
     as_json = len(words) != len(arguments)
+    command = _command(words)
+    if command is None:
+        sys.stderr.write(USAGE)
+        return 2
     if os.geteuid() != 0:
         sys.stderr.write("iovirt: it needs root: a part of what guards look at is hidden from everybody else.\n")
         return 1
     try:
-        return _dispatch(host, words, as_json)
+        return command(host, as_json)
     except EngineError as error:
         sys.stderr.write(f"iovirt: {error}\n")
         return 1
 
 
-def _dispatch(host: Host, words: Sequence[str], as_json: bool) -> int:
+def _command(words: Sequence[str]) -> Callable[[Host, bool], int] | None:
     if words == ["status"]:
-        return _status(host, as_json)
+        return _status
     if words in (["plan"], ["apply"]):
-        return _converge(host, check=words == ["plan"], as_json=as_json)
-    if words and words[0] == "replay" and (len(words) == 1 or (len(words) == 3 and words[1] == "--device")):
-        return _replay(host, words[2] if len(words) == 3 else None, as_json)
-    sys.stderr.write(USAGE)
-    return 2
+        return lambda host, as_json: _converge(host, words == ["plan"], as_json)
+    options = [word for word in words[1:] if word != "--after-link"]
+    if words[:1] == ["replay"] and (not options or (len(options) == 2 and options[0] == "--device")):
+        only, after_link = (options[1] if options else None), len(options) < len(words) - 1
+        # Each port waits for a link of its own.
+        if only or not after_link:
+            return lambda host, as_json: _replay(host, only, after_link, as_json)
+    return None
+
+
+# --- What is owned -------------------------------------------------------------------------------------------------
 
 
 def _status(host: Host, as_json: bool) -> int:
     state = read_state(host, Needs())
-    status: dict[str, Any] = {}
-    for name, resource in (("sriov", sriov), ("vfio", vfio)):
-        facts = {item["match"]["address"][0]: item for item in resource.info(state)}
-        declared = state.stored[name]["devices"]
-        status[name] = {a: {"declared": entry["wish"], "now": facts.get(a)} for a, entry in declared.items()}
-    _show(status, as_json, [f"{n} {a}: {json.dumps(e, sort_keys=True)}" for n in status for a, e in status[n].items()])
-    return 0
+    result = _plan(host, state)
+    devices = [_found(state, result, *entry) for entry in replay.entries_of(state)]
+    devices += [_missing(name, key, lost) for name, items in state.lost.items() for key, lost in items.items()]
+    _show({"devices": devices}, as_json, _table(devices))
+    if any(device["failure"] for device in devices):
+        return 1
+    return 2 if any(device["differs"] for device in devices) else 0
+
+
+def _plan(host: Host, state: State) -> dict[str, Any]:
+    wishes, _missing = replay.wishes_of(state)
+    return replay.converge(host, wishes, replay.granted(state), engine.Call(check=True, who="iovirt", declare=False))
+
+
+def _found(state: State, result: Mapping[str, Any], name: str, address: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    actions = [action for action in result["actions"] if action["device"] == address]
+    return {
+        "resource": name,
+        "device": address,
+        "declared": entry["wish"],
+        "declared_at": entry.get("declared_at", address),
+        "by": entry.get("declared", {}).get("by", ""),
+        "at": entry.get("declared", {}).get("at", ""),
+        "now": _now(state, name, address),
+        "differs": [action["text"] for action in actions],
+        "failure": result["failures"].get(address, ""),
+    }
+
+
+def _now(state: State, name: str, address: str) -> Mapping[str, Any]:
+    function = state.functions[address]
+    if name == "vfio":
+        return {"driver": function.driver}
+    vfs = function.sriov.vfs if function.sriov else {}
+    drivers = {index: state.functions[vf].driver for index, vf in vfs.items() if vf in state.functions}
+    return {"vf_count": len(vfs), "vfs": {str(index): {"driver": driver} for index, driver in drivers.items()}}
+
+
+def _missing(name: str, key: str, lost: Lost) -> dict[str, Any]:
+    declared = lost.entry.get("declared", {})
+    return {
+        "resource": name,
+        "device": key,
+        "declared": lost.entry["wish"],
+        "declared_at": lost.entry.get("declared_at", key),
+        "by": declared.get("by", ""),
+        "at": declared.get("at", ""),
+        "now": None,
+        "differs": [],
+        "failure": lost.reason,
+    }
+
+
+def _table(devices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line a device, then what is to be said of those that differ."""
+    if not devices:
+        return ["nothing is declared"]
+    rows = [("DEVICE", "RESOURCE", "DECLARED", "NOW", "DIFFERS", "BY", "WHEN")]
+    for device in devices:
+        differs = "yes" if device["differs"] else "?" if device["failure"] else "no"
+        now = "not there" if device["now"] is None else _in_short(device["now"])
+        rows.append(
+            (device["device"], device["resource"], _in_short(device["declared"]), now, differs, device["by"] or "-", device["at"] or "-")
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    for device in devices:
+        if device["device"] != device["declared_at"]:
+            lines.append(f"{device['device']}: it was declared at {device['declared_at']} and has moved since.")
+        lines += [f"{device['device']}: to do: {text}" for text in device["differs"]]
+        lines += [device["failure"]] if device["failure"] else []
+    return lines
+
+
+def _in_short(wish: Mapping[str, Any]) -> str:
+    """'4 VFs: 0-1 vfio-pci, 2 igbvf' or 'vfio-pci'."""
+    if "vfs" not in wish:
+        return str(wish.get("driver") or "no driver")
+    count = wish.get("vf_count")
+    runs: list[tuple[str, list[int]]] = []
+    for index, vf in sorted((int(index), vf) for index, vf in wish["vfs"].items()):
+        text = str(vf.get("driver") or "-")
+        if runs and runs[-1][0] == text and runs[-1][1][-1] == index - 1:
+            runs[-1][1].append(index)
+        else:
+            runs.append((text, [index]))
+    parts = [f"{held[0]}{f'-{held[-1]}' if len(held) > 1 else ''} {text}" for text, held in runs]
+    number = "VFs as found" if count is None else f"{count} VF{'' if count == 1 else 's'}"
+    return f"{number}{': ' if parts else ''}{', '.join(parts)}"
+
+
+# --- What is done ----------------------------------------------------------------------------------------------------
 
 
 def _converge(host: Host, check: bool, as_json: bool) -> int:
-    declared = store.load_all(host.files)
-    wishes, missing = replay.wishes_of(read_state(host, Needs()), replay.entries_of(declared))
+    state = read_state(host, Needs())
+    wishes, missing = replay.wishes_of(state)
     call = engine.Call(check=check, who="iovirt apply", declare=False)
-    result = replay.converge(host, wishes, replay.granted(declared), call)
+    result = replay.converge(host, wishes, replay.granted(state), call)
     result["failures"].update(missing)
     _show(result, as_json, _lines(result))
     if result["failures"]:
@@ -77,8 +176,8 @@ def _converge(host: Host, check: bool, as_json: bool) -> int:
     return 2 if check and result["changed"] else 0
 
 
-def _replay(host: Host, only: str | None, as_json: bool) -> int:
-    result = replay.run(host, only)
+def _replay(host: Host, only: str | None, after_link: bool, as_json: bool) -> int:
+    result = replay.run(host, only, after_link)
     _show(result, as_json, _lines(result))
     return 1 if result["failures"] else 0
 

@@ -7,18 +7,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import boot, initramfs, match, read, report, store
+from . import boot, initramfs, link, match, read, report, store
 from .apply import Outcome, apply
 from .drivers import is_vfio
 from .errors import EngineError
 from .host import Host
-from .model import Plan, Refusal, State
+from .model import Action, Plan, Refusal, State
 from .read import Needs
-from .resources import iommu, kernel_cmdline, sriov, vfio
+from .resources import common, iommu, kernel_cmdline, sriov, vfio
 from .resources.common import Options
 
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
@@ -46,6 +46,8 @@ class Call:
     declare: bool = True
     #: By host.clock: past it no further device is begun.
     deadline: float | None = None
+    #: Leave what needs a link to its unit, whether or not there is one now (link.py).
+    before_link: bool = False
 
 
 def devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
@@ -69,6 +71,7 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
         state = read.with_users(host, state)
         plan = plan_devices(host, state, wishes, options, call.declare)
     _raise_refusals(plan.refusals)
+    link.defer(state, plan, call.before_link)
     outcome = Outcome()
     if not call.check and plan.doable:
         outcome = apply(host, plan, call.deadline)
@@ -76,6 +79,8 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
             # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
             # from before.
             state = _read_more(host, read.read_state(host, Needs()), wishes, options)
+    if not call.check:
+        link.start_units(host, link.waiting(plan))
     return report.result(plan, outcome, {name: RESOURCES[name].info(state) for name in wishes})
 
 
@@ -108,22 +113,30 @@ def plan_devices(host: Host, state: State, wishes: Wishes, options: Options, dec
     """The plan for all resources. Pure but for the engine's own sources, which it digests for the replay."""
     plan = Plan()
     declared = {name: dict(state.stored[name]["devices"]) for name in store.RESOURCES}
+    recorded = store.everything(state)
     for name, resource in RESOURCES.items():
         if name not in wishes:
             continue
         part = resource.plan(state, wishes[name], options)
-        part.actions = [a for a in part.actions if declare or a.kind != "declare"]
+        part.actions = [_signed(a, options) for a in part.actions if declare or a.kind != "declare"]
         plan.extend(part)
         for action in part.actions:
             if action.kind == "declare":
                 _note(declared[name], action.args)
+                _note(recorded[name], action.args)
     plan.refusals += _ruled_twice(state, declared)
+    if any(recorded.values()):
+        # The replay does this too: once a card is on vfio-pci it may show nothing that it is told by.
+        plan.actions = [*common.follow(state), *plan.actions]
     if declare and state.early:
-        _add_early(state, plan, declared[vfio.NAME])
-    if declare and host.sources is not None:
-        ours = {address for address, entry in declared["sriov"].items() if _made_by_us(entry)}
-        _add_replay(host, state, plan, {address for entries in declared.values() for address in entries}, ours)
+        _add_early(state, plan, recorded[vfio.NAME])
+    _add_replay(host, state, plan, recorded, declare)
     return plan
+
+
+def _signed(action: Action, options: Options) -> Action:
+    """A record says who declared it."""
+    return replace(action, args={**action.args, "by": options.declared_by}) if action.kind == "declare" else action
 
 
 def _add_early(state: State, plan: Plan, declared: Mapping[str, Mapping[str, Any]]) -> None:
@@ -164,18 +177,26 @@ def _ruled_twice(state: State, declared: Mapping[str, Mapping[str, Any]]) -> lis
     return refusals
 
 
-def _made_by_us(entry: Mapping[str, Any]) -> bool:
-    """Are all VFs of this port of our making? The host may use those that it had before."""
-    return bool(entry["wish"].get("vf_count")) and not entry["origin"].get("vf_count")
+def _unmanaged(entry: Mapping[str, Any]) -> bool:
+    """Are the network devices of this port's VFs kept out of the network managers? As the wish says; else where all
+    VFs are of our making, as the host may use those that it had before."""
+    wish: Mapping[str, Any] = entry["wish"]
+    if wish.get("vf_netdevs"):
+        return bool(wish["vf_netdevs"] == "unmanaged")
+    return bool(wish.get("vf_count")) and not entry["origin"].get("vf_count")
 
 
-def _add_replay(host: Host, state: State, plan: Plan, declared: Collection[str], ours: Collection[str]) -> None:
-    """Installing goes first, so that a crash in the middle is mended at the next boot; removing goes last."""
-    if host.sources is None:
-        return
-    version = boot.version(host.sources()) if declared else ""
-    actions = boot.plan(state, declared, version, host.python, ours)
-    plan.actions = [*actions, *plan.actions] if declared else [*plan.actions, *actions]
+def _add_replay(host: Host, state: State, plan: Plan, recorded: Mapping[str, Mapping[str, Any]], declare: bool) -> None:
+    """Installing goes first, so that a crash in the middle is mended at the next boot; removing goes last. The replay
+    itself installs nothing, but the rules of udev follow a card that has moved."""
+    declared = {address for entries in recorded.values() for address in entries}
+    ours = {address for address, entry in recorded["sriov"].items() if _unmanaged(entry)}
+    if not declare:
+        plan.actions = [*boot.follow(state, declared, ours), *plan.actions]
+    elif host.sources is not None:
+        version = boot.version(host.sources()) if declared else ""
+        actions = boot.plan(state, declared, version, host.python, ours)
+        plan.actions = [*actions, *plan.actions] if declared else [*plan.actions, *actions]
 
 
 def _raise_refusals(refusals: Sequence[Refusal]) -> None:

@@ -35,6 +35,7 @@ class Files(Protocol):
 
     def attr(self, path: str) -> str | None: ...
     def attrs_within(self, paths: Sequence[str], limit: float) -> dict[str, str | None]: ...
+    def data(self, path: str, offset: int, size: int) -> bytes: ...
     def text(self, path: str) -> str | None: ...
     def names(self, path: str) -> list[str]: ...
     def exists(self, path: str) -> bool: ...
@@ -75,6 +76,19 @@ class FileSystem:
             # The one after the last answer is the one that hangs.
             todo = todo[len(answers) + 1 :]
         return found
+
+    def data(self, path: str, offset: int, size: int) -> bytes:
+        """A part of a binary attribute; nothing when it is not there, ends before, or may not be read."""
+        try:
+            handle = os.open(self._real(path), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return b""
+        try:
+            return os.pread(handle, size, offset)
+        except OSError:
+            return b""
+        finally:
+            os.close(handle)
 
     def text(self, path: str) -> str | None:
         """A whole file; None when it is not there, an error when it is there and cannot be read."""
@@ -355,6 +369,8 @@ class Host:
     run: Run
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    #: The time of day, in UTC, for records: '2026-01-31T12:00:00Z'.
+    utc: Callable[[], str] = lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     #: What the controller's connection comes in through ('SSH_CONNECTION' and the like); empty at boot.
     environment: Mapping[str, str] = field(default_factory=dict)
     #: name -> source of the engine's files, for the copy that replays at boot; None where nothing is to be installed.

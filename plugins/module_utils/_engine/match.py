@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import store
+from . import identity
 from .model import Function, Refusal, State
 
 #: Name -> PCI class code prefix (PCI Code and ID Assignment Specification; include/linux/pci_ids.h).
@@ -66,8 +66,9 @@ def check_selector(match: Mapping[str, Any]) -> str | None:
 def select(state: State, match: Mapping[str, Any], gone: Sequence[Function] = ()) -> list[Function]:
     """The functions that a checked selector names, by address. Keys are ANDed, a list in a key is ORed."""
     wide = bool(match.get("vf"))
-    candidates = [*state.functions.values(), *gone]
-    return [f for f in candidates if (wide or f.physfn is None) and _matches(state, f, match)]
+    # A recorded device that was not found is meant by the address of its record, whatever is there now.
+    candidates = {**state.functions, **{function.address: function for function in gone}}
+    return [f for f in candidates.values() if (wide or f.physfn is None) and _matches(state, f, match)]
 
 
 def _matches(state: State, function: Function, match: Mapping[str, Any]) -> bool:
@@ -101,12 +102,19 @@ def _key_matches(state: State, function: Function, key: str, value: Any) -> bool
 def _identity(state: State, function: Function) -> Mapping[str, Any]:
     """What an earlier call remembered of a device whose netdev is gone now, so that it still matches. Of this very
     card: another one in its place is not it."""
-    for document in state.stored.values():
-        entry = document["devices"].get(function.address)
-        if entry and entry["identity"].get("ids") == store.ids(function):
-            identity: Mapping[str, Any] = entry["identity"]
-            return identity
+    for name, document in state.stored.items():
+        lost = state.lost.get(name, {}).get(function.address)
+        # A device that was not found is asked for by what is remembered of it alone (store.gone).
+        entry = document["devices"].get(function.address) or (lost.entry if lost and _stands_for(function) else None)
+        if entry and entry["identity"].get("ids") == identity.ids(function):
+            known: Mapping[str, Any] = entry["identity"]
+            return known
     return {}
+
+
+def _stands_for(function: Function) -> bool:
+    """Is this a device as a record remembers it, and none that was read?"""
+    return not function.class_code
 
 
 def _known_names(state: State, function: Function) -> Sequence[str]:

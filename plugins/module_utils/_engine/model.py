@@ -14,6 +14,10 @@ from typing import Any
 CERTAIN = "certain"
 PREDICTED = "predicted"
 AFTER_REBOOT = "after_reboot"
+AFTER_LINK = "after_link"
+
+#: What is not done now.
+LATER = (AFTER_REBOOT, AFTER_LINK)
 
 #: Every danger that can be allowed by its own name (docs/safety.md).
 DANGERS = ("management", "link_flap", "in_use", "boot_disk", "console", "group", "foreign", "sealed_disk")
@@ -50,6 +54,8 @@ class Sriov:
 
     total: int
     autoprobe: bool = True
+    #: A run was cut off while it had probing off; `autoprobe` is what it was before.
+    interrupted: bool = False
     offset: int = 0
     stride: int = 0
     vf_device: str = ""
@@ -77,6 +83,8 @@ class Function:
     group: str | None = None
     physfn: str | None = None
     serial: str = ""
+    #: Device Serial Number of the PCI Express extended capability, as lspci prints it; nothing where it has none.
+    dsn: str = ""
     netdevs: tuple[str, ...] = ()
     #: Block devices of this function that something on the host uses, with the user: '/boot', 'swap', 'dm-0'.
     disks_in_use: tuple[str, ...] = ()
@@ -117,6 +125,15 @@ class Iommu:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """A recorded device that was not found: its record and why. `uncertain`: it may be there, nobody can tell."""
+
+    entry: Mapping[str, Any]
+    reason: str
+    uncertain: bool = False
+
+
+@dataclass(frozen=True)
 class State:
     """What a host is. A plain value: nothing is read after it is made."""
 
@@ -143,8 +160,14 @@ class State:
     vfio_sriov: bool = False
     #: The boot replay as installed (boot.py).
     replay: Mapping[str, Any] = field(default_factory=dict)
-    #: resource -> what an earlier call declared (store.py).
+    #: resource -> what an earlier call declared (store.py), by where each device is now.
     stored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: resource -> address of the record -> the declared devices that were not found (identity.py).
+    lost: Mapping[str, Mapping[str, Lost]] = field(default_factory=dict)
+    #: resource -> address of the record -> address of now, for what has moved.
+    moved: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    #: resource -> address of now -> address of the record, where the record cannot follow.
+    keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     #: Part of a resource -> device -> what that part alone wants to know, read only for devices whose wish needs it.
     more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -206,11 +229,11 @@ class Plan:
 
     @property
     def doable(self) -> list[Action]:
-        return [action for action in self.actions if action.certainty != AFTER_REBOOT]
+        return [action for action in self.actions if action.certainty not in LATER]
 
     @property
     def waiting(self) -> list[Action]:
-        return [action for action in self.actions if action.certainty == AFTER_REBOOT]
+        return [action for action in self.actions if action.certainty in LATER]
 
     @property
     def changed(self) -> bool:

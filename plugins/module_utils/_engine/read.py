@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import aliases, boot, initramfs, store, sysfs
+from . import aliases, boot, identity, initramfs, store, sysfs
 from .drivers import BEST, is_vfio
 from .errors import EngineError
 from .host import Files, Host
@@ -48,26 +48,30 @@ class Needs:
 def read_state(host: Host, needs: Needs) -> State:
     """The state of the host. Raises EngineError when a fact that guards depend on cannot be had."""
     files = host.files
-    stored = store.load_all(files)
+    documents = store.load_all(files)
     netdevs = _read_netdevs(host)
     drivers = frozenset(files.names(DRIVERS))
-    functions = _read_functions(files, stored, drivers, netdevs)
-    iommu = read_iommu(files)
+    found = State(functions=_read_functions(files, netdevs), netdevs=netdevs)
+    places = identity.locate(found, documents)
+    functions = _with_native(files, found.functions, places.stored, drivers)
     variants = _read_variants(files, functions, drivers) if needs.variants or BEST in needs.drivers else {}
     wanted = _wanted_drivers(needs, variants) - drivers
     state = State(
         functions=functions,
         netdevs=netdevs,
-        iommu=iommu,
+        iommu=read_iommu(files),
         drivers=drivers,
         loadable=aliases.providable(files, wanted),
         lacking=aliases.lacking(files, wanted),
         variants=variants,
-        early=_read_early(files, stored, needs),
+        early=_read_early(files, documents, needs),
         control_netdev=_control_netdev(host.environment, netdevs),
         vfio_sriov=files.attr("/sys/module/vfio_pci/parameters/enable_sriov") == "Y",
         replay=boot.read(files, host.python),
-        stored=stored,
+        stored=places.stored,
+        lost=places.lost,
+        moved=places.moved,
+        keys=places.keys,
     )
     return with_users(host, state) if needs.users else state
 
@@ -108,28 +112,35 @@ def _read_early(files: Files, stored: Mapping[str, Any], needs: Needs) -> Mappin
 # --- PCI functions -------------------------------------------------------------------------------------------------
 
 
-def _read_functions(
-    files: Files, stored: Mapping[str, Any], drivers: frozenset[str], known: Mapping[str, Netdev]
-) -> dict[str, Function]:
+def _read_functions(files: Files, known: Mapping[str, Netdev]) -> dict[str, Function]:
     addresses = [name for name in files.names(DEVICES) if ADDRESS.fullmatch(name)]
     slots = _read_slots(files)
     disks = _disks_in_use(files)
     netdevs = _netdevs_of_functions(files)
     overrides = _read_overrides(files, addresses)
-    functions: dict[str, Function] = {}
-    modaliases = {}
-    recorded = store.recorded_drivers(stored)
+    functions = {}
     for address in addresses:
         function = _read_function(files, address, slots, disks, netdevs, overrides)
-        functions[address] = function
-        if not _has_own_driver(function) and (address, store.ids(function)) not in recorded:
-            modaliases[address] = files.attr(f"{DEVICES}/{address}/modalias") or ""
-    native = aliases.native_drivers(files, set(modaliases.values()) - {""}, drivers)
-    for address in addresses:
-        own = _native(functions[address], recorded, native.get(modaliases.get(address, "")))
-        functions[address] = _without_representors(replace(functions[address], native=own), known)
+        functions[address] = _without_representors(function, known)
     functions.update(_read_other_buses(files, netdevs, known))
     return functions
+
+
+def _with_native(
+    files: Files, functions: Mapping[str, Function], stored: Mapping[str, Any], drivers: frozenset[str]
+) -> dict[str, Function]:
+    """The functions with the driver that each has when nothing overrides it."""
+    modaliases = {}
+    recorded = store.recorded_drivers(stored)
+    for address, function in functions.items():
+        known = _has_own_driver(function) or (address, identity.ids(function)) in recorded
+        if function.bus == sysfs.PCI and not known:
+            modaliases[address] = files.attr(f"{DEVICES}/{address}/modalias") or ""
+    native = aliases.native_drivers(files, set(modaliases.values()) - {""}, drivers)
+    return {
+        address: replace(function, native=_native(function, recorded, native.get(modaliases.get(address, ""))))
+        for address, function in functions.items()
+    }
 
 
 def _without_representors(function: Function, known: Mapping[str, Netdev]) -> Function:
@@ -180,7 +191,7 @@ def _has_own_driver(function: Function) -> bool:
 def _native(function: Function, recorded: Mapping[tuple[str, str], str], by_alias: str | None) -> str | None:
     if _has_own_driver(function):
         return function.driver
-    return recorded.get((function.address, store.ids(function)), by_alias)
+    return recorded.get((function.address, identity.ids(function)), by_alias)
 
 
 def _read_function(
@@ -210,10 +221,13 @@ def _read_function(
         group=files.link(f"{path}/iommu_group") if "iommu_group" in here else None,
         physfn=files.link(f"{path}/physfn") if "physfn" in here else None,
         serial=_nvme_serial(files, path) if "nvme" in here else "",
+        # Not of one whose lock is held: while a reset holds it, the kernel lets readers of the configuration wait
+        # (pci_dev_lock, drivers/pci/pci.c).
+        dsn=_device_serial(files, path) if "physfn" not in here and address in overrides else "",
         netdevs=tuple(netdevs.get(address, ())),
         disks_in_use=tuple(disks.get(address, ())),
         boot_vga="boot_vga" in here and files.attr(f"{path}/boot_vga") == "1",
-        sriov=_read_sriov(files, path, here) if "sriov_totalvfs" in here else None,
+        sriov=_read_sriov(files, address, here) if "sriov_totalvfs" in here else None,
     )
 
 
@@ -249,8 +263,29 @@ def _nvme_serial(files: Files, path: str) -> str:
     return ""
 
 
-def _read_sriov(files: Files, path: str, here: Iterable[str]) -> Sriov:
-    vfs = {}
+def _device_serial(files: Files, path: str) -> str:
+    """Device Serial Number (PCI Express Base Specification, 7.9.3) from the extended configuration space, which only
+    root may read, as lspci prints it. All zeros or ones are none."""
+    if (files.attr(f"{path}/class") or "").startswith("0x06") or files.attr(f"{path}/power_state") == "D3cold":
+        # Nobody declares a bridge; and reading would wake a card that sleeps (pci_config_pm_runtime_get, drivers/pci/pci.c).
+        return ""
+    offset, seen = 0x100, set()
+    while offset >= 0x100 and offset not in seen:
+        seen.add(offset)
+        data = files.data(f"{path}/config", offset, 12)
+        header = int.from_bytes(data[:4], "little")
+        if len(data) < 12 or header in (0, 0xFFFFFFFF):
+            return ""
+        if header & 0xFFFF == 0x0003:
+            number = data[:3:-1]
+            return "" if number in (b"\0" * 8, b"\xff" * 8) else "-".join(f"{byte:02x}" for byte in number)
+        offset = header >> 20 & 0xFFC
+    return ""
+
+
+def _read_sriov(files: Files, address: str, here: Iterable[str]) -> Sriov:
+    path, vfs = f"{DEVICES}/{address}", {}
+    interrupted = files.exists(store.held_back(address))
     for name in here:
         if name.startswith("virtfn"):
             target = files.link(f"{path}/{name}")
@@ -258,7 +293,8 @@ def _read_sriov(files: Files, path: str, here: Iterable[str]) -> Sriov:
                 vfs[int(name[6:])] = target
     return Sriov(
         total=int(files.attr(f"{path}/sriov_totalvfs") or 0),
-        autoprobe=files.attr(f"{path}/sriov_drivers_autoprobe") != "0",
+        autoprobe=interrupted or files.attr(f"{path}/sriov_drivers_autoprobe") != "0",
+        interrupted=interrupted,
         offset=int(files.attr(f"{path}/sriov_offset") or 0),
         stride=int(files.attr(f"{path}/sriov_stride") or 0),
         vf_device=files.attr(f"{path}/sriov_vf_device") or "",

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from . import engine, store, sysfs
+from . import engine, identity, link
 from .errors import EngineError
 from .host import Host
-from .model import State
+from .model import Lost, State
 from .read import Needs, read_state
 from .resources import common
 from .resources.common import Options
@@ -23,6 +23,9 @@ BUDGET = 45.0
 #: Seconds after which no further device is begun, so that the host is never held off its network for longer.
 TOTAL = 120.0
 
+#: There while udev has events to handle (udev_queue_get, libudev): devices may still come.
+UDEV_QUEUE = "/run/udev/queue"
+
 #: Resource, address, stored entry.
 Entry = tuple[str, str, Mapping[str, Any]]
 
@@ -30,38 +33,46 @@ Entry = tuple[str, str, Mapping[str, Any]]
 RESULT = "/run/iovirt-replay.json"
 
 
-def run(host: Host, only: str | None) -> dict[str, Any]:
-    """Replay all declared devices, or one. Never raises for a single device: the others come back all the same."""
+def run(host: Host, only: str | None, after_link: bool = False) -> dict[str, Any]:
+    """Replay all declared devices, or one. Never raises for a single device: the others come back all the same.
+    `after_link` is the second phase, which first waits for the link."""
+    if after_link and only is not None and not link.wait(host, [only], link.LIMIT):
+        return _no_link(only)
     deadline = host.clock() + TOTAL
-    declared = store.load_all(host.files)
-    entries = [item for item in entries_of(declared) if only in (None, item[1])]
-    _wait_for_drivers(host, entries)
-    state = _read_when_settled(host, deadline)
-    wishes, missing = wishes_of(state, entries)
-    call = engine.Call(who="boot replay", declare=False, deadline=deadline)
-    result = converge(host, wishes, granted(declared), call)
+    state = _read_when_settled(host, only, host.clock() + BUDGET)
+    wishes, missing = wishes_of(state, only)
+    call = engine.Call(who="boot replay", declare=False, deadline=deadline, before_link=not after_link)
+    result = converge(host, wishes, granted(state), call)
     result["failures"].update(missing)
     if only is None:
         host.files.replace(RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n", mode=0o600)
     return result
 
 
-def wishes_of(state: State, entries: Collection[Entry]) -> tuple[engine.Wishes, dict[str, str]]:
-    """The wishes of those declared devices that are there, and why the others are left alone."""
+def _no_link(address: str) -> dict[str, Any]:
+    sentence = f"{address}: it has had no link for {link.LIMIT:g} s, so what needs one was not done. Run 'iovirt apply' then."
+    return {"changed": False, "actions": [], "failures": {address: sentence}}
+
+
+def wishes_of(state: State, only: str | None = None) -> tuple[engine.Wishes, dict[str, str]]:
+    """The wishes of the declared devices, or of one, by where they are now; and why the others are left alone."""
     wishes: dict[str, list[Mapping[str, Any]]] = {}
     missing = {}
-    for name, address, entry in entries:
-        wrong = store.not_the_same(state, address, entry["identity"])
-        if wrong:
-            missing[address] = wrong
-        else:
-            wishes.setdefault(name, []).append(as_wish(name, address, entry["wish"]))
+    for name, address, entry in entries_of(state, only):
+        wishes.setdefault(name, []).append(as_wish(name, address, entry["wish"]))
+    for lost in state.lost.values():
+        missing.update({address: item.reason for address, item in lost.items() if only in (None, address)})
     return wishes, missing
 
 
-def entries_of(declared: Mapping[str, Any]) -> list[Entry]:
-    """All declared devices: resource, address, entry."""
-    return [(name, address, entry) for name in declared for address, entry in declared[name]["devices"].items()]
+def entries_of(state: State, only: str | None = None) -> list[Entry]:
+    """The declared devices that are there: resource, address, entry."""
+    return [
+        (name, address, entry)
+        for name, document in state.stored.items()
+        for address, entry in document["devices"].items()
+        if only in (None, address)
+    ]
 
 
 def converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.Call) -> dict[str, Any]:
@@ -84,10 +95,10 @@ def converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.C
     return result
 
 
-def granted(declared: Mapping[str, Any]) -> Options:
+def granted(state: State) -> Options:
     """The replay may do what the run that declared a device was allowed by name, and no more."""
-    entries = [item for document in declared.values() for item in document["devices"].items()]
-    return Options(granted={address: entry.get("allow", ()) for address, entry in entries})
+    allowed = {address: entry.get("allow", ()) for _name, address, entry in entries_of(state)}
+    return Options(granted=allowed, recorded_only=True)
 
 
 def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,27 +110,37 @@ def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:
     return {"match": match, **wish, "vfs": vfs}
 
 
-def _read_when_settled(host: Host, deadline: float) -> State:
-    """At boot a driver may still be in its probe, which holds the device's lock: that is no hanging write, so it is
-    waited for, within the time."""
+def _read_when_settled(host: Host, only: str | None, end: float) -> State:
+    """The host once every declared device has what is needed: its driver, and something to be told by. What does not
+    come until `end` (by host.clock) is gone on without."""
     state = read_state(host, Needs())
-    while common.any_hanging(state) and host.clock() < deadline - TOTAL + BUDGET:
+    while _unsettled(host, state, only) and host.clock() < end:
         host.sleep(1.0)
         state = read_state(host, Needs())
     return state
 
 
-def _wait_for_drivers(host: Host, entries: Collection[Entry]) -> None:
-    """VFs can be made only once the PF's driver is there. A function for vfio needs but to exist: with the override in
-    place its own driver never gets it."""
+def _unsettled(host: Host, state: State, only: str | None) -> bool:
+    """A probe that is at work holds the device's lock, as a hanging write does: it ends. VFs can be made only once the
+    PF's driver is there. A card that does not show yet what it is told by may do so with its driver."""
+    if common.any_hanging(state):
+        return True
+    queued = host.files.exists(UDEV_QUEUE)
+    for name, address, entry in entries_of(state, only):
+        driverless = not state.functions[address].driver
+        if driverless and (name == "sriov" or (queued and any(entry["identity"].get(key) for key in identity.STRONG))):
+            return True
+    for lost in state.lost.values():
+        for key, item in lost.items():
+            if only in (None, key) and (queued or _may_still_show(state, item)):
+                return True
+    return False
 
-    def ready() -> bool:
-        return all(
-            host.files.exists(sysfs.device(address) + ("/driver" if name == "sriov" else ""))
-            for name, address, _entry in entries
-        )
 
-    host.wait(ready, BUDGET)
+def _may_still_show(state: State, lost: Lost) -> bool:
+    """Is there a device of its kind that has no driver yet, and shows nothing to be told by?"""
+    wanted = lost.entry["identity"].get("ids")
+    return any(identity.ids(f) == wanted and not f.driver and not f.physfn for f in state.functions.values())
 
 
 def parse(text: str | None) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .apply import Outcome
-from .model import AFTER_REBOOT, Plan
+from .model import AFTER_LINK, AFTER_REBOOT, Plan
 
 
 def result(plan: Plan, outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _diff(plan: Plan) -> list[dict[str, str]]:
     units: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     for action in plan.actions:
         before, after = units.setdefault(action.unit, ({}, {}))
-        late = " (after the reboot)" if action.certainty == AFTER_REBOOT else ""
+        late = {AFTER_REBOOT: " (after the reboot)", AFTER_LINK: " (once there is a link)"}.get(action.certainty, "")
         before.update({key + late: value for key, value in action.before.items()})
         after.update({key + late: value for key, value in action.after.items()})
     return [

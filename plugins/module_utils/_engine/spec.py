@@ -51,6 +51,8 @@ _VF: dict[str, Any] = {
 SRIOV: dict[str, Any] = {
     **_TARGET,
     "vf_count": {"type": "int"},
+    # Without choices, so that null can be given for it; the engine refuses other words.
+    "vf_netdevs": {"type": "str"},
     "firmware": {"type": "dict", "options": {"sriov": {"type": "bool"}, "vf_count": {"type": "int"}}},
     "nvme_primary_queues": {"type": "int"},
     "nvme_primary_interrupts": {"type": "int"},
@@ -77,7 +79,7 @@ def _list_of(element: dict[str, Any]) -> dict[str, Any]:
     return {"type": "list", "elements": "dict", "options": element}
 
 
-_COMMON: dict[str, Any] = {"allow": ALLOW, "assume": ASSUME}
+_COMMON: dict[str, Any] = {"allow": ALLOW, "assume": ASSUME, "declared_by": {"type": "str"}}
 
 #: Module name -> its argument specification.
 MODULES: dict[str, dict[str, Any]] = {

@@ -14,19 +14,28 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import sysfs
+from . import identity, sysfs
 from .errors import StateFileError
 from .host import Files
 from .model import Function, State
 
 FOLDER = "/etc/iovirt"
 LOCK = "/run/iovirt.lock"
-VERSION = 1
+#: Ports whose VFs a run keeps from being probed while it makes them. In /run: the kernel forgets it with the boot too.
+PROBING = "/run/iovirt-probing"
+VERSION = 2
+#: What is read as well: entries without `declared_at`, `declared` and what identity.py looks for beyond the MAC address.
+READABLE = (1, VERSION)
 RESOURCES = ("sriov", "vfio")
 
 
 def path_of(resource: str) -> str:
     return f"{FOLDER}/{resource}.json"
+
+
+def held_back(pf: str) -> str:
+    """The file that is there while a run has sriov_drivers_autoprobe of a port off."""
+    return f"{PROBING}/{pf}"
 
 
 def empty(resource: str) -> dict[str, Any]:
@@ -45,8 +54,9 @@ def load(files: Files, resource: str) -> dict[str, Any]:
         raise _unusable(path, f"is not JSON ({error})") from None
     if not isinstance(document, dict) or not isinstance(document.get("devices"), dict):
         raise _unusable(path, "has no list of devices")
-    if document.get("version") != VERSION or document.get("resource") != resource:
+    if document.get("version") not in READABLE or document.get("resource") != resource:
         raise _unusable(path, f"is not a version {VERSION} document of the resource {resource}")
+    document["version"] = VERSION
     for address, entry in document["devices"].items():
         if not _complete(resource, entry):
             raise _unusable(path, f"its entry for {address} is incomplete")
@@ -57,8 +67,8 @@ def _complete(resource: str, entry: Any) -> bool:
     """Does an entry hold all that is read of it? What somebody edited by hand need not."""
     if not isinstance(entry, dict):
         return False
-    identity, wish, origin = entry.get("identity"), entry.get("wish"), entry.get("origin")
-    if not (isinstance(identity, dict) and isinstance(wish, dict) and isinstance(origin, dict)):
+    wish, origin = entry.get("wish"), entry.get("origin")
+    if not (_names_a_card(entry.get("identity")) and isinstance(wish, dict) and isinstance(origin, dict)):
         return False
     if resource == "vfio":
         return isinstance(wish.get("driver"), str)
@@ -69,6 +79,13 @@ def _complete(resource: str, entry: Any) -> bool:
         and isinstance(vfs, dict)
         and all(index.isdigit() and isinstance(vf, dict) for index, vf in vfs.items())
     )
+
+
+def _names_a_card(known: Any) -> bool:
+    if not isinstance(known, dict) or not all(isinstance(known.get(key, ""), str) for key in ("ids", "slot", *identity.STRONG)):
+        return False
+    pf = known.get("pf")
+    return isinstance(known.get("peers", []), list) and (pf is None or (_names_a_card(pf) and isinstance(pf.get("address"), str)))
 
 
 def _unusable(path: str, why: str) -> StateFileError:
@@ -95,53 +112,28 @@ def save(files: Files, resource: str, document: Mapping[str, Any]) -> None:
         files.remove(path_of(resource))
 
 
-def identity(state: State, function: Function) -> dict[str, str]:
-    """All that identifies a device, for recognising it when it has moved or was exchanged."""
-    mac = next((state.netdevs[name].mac for name in function.netdevs if name in state.netdevs), "")
-    if function.physfn or function.bus != sysfs.PCI:
-        # A VF and a simulated device may have another random one at each birth.
-        mac = ""
-    return {
-        "address": function.address,
-        "ids": ids(function),
-        "ifname": function.netdevs[0] if function.netdevs else "",
-        "mac": mac,
-        "serial": function.serial,
-        "slot": function.slot,
-    }
-
-
-def ids(function: Function) -> str:
-    return f"{function.vendor}:{function.device} {function.subsystem}"
-
-
-def not_the_same(state: State, address: str, known: Mapping[str, str]) -> str | None:
-    """Why the device at an address is not the one that was declared, or None."""
-    function = state.functions.get(address)
-    if function is None:
-        return (
-            f"{address}: the declared device is not there. Run the collection again, or give it back (state: absent)."
-        )
-    now = identity(state, function)
-    differing = [key for key in ("ids", "serial", "mac") if known.get(key) and now[key] and now[key] != known[key]]
-    if differing:
-        what = ", ".join(f"{key} {now[key]} instead of {known[key]}" for key in differing)
-        return f"{address}: another device is there now ({what}), so it was left alone. Run the collection again."
+def not_the_same(state: State, address: str, known: Mapping[str, Any]) -> str | None:
+    """Why what is at an address is not the device that was recorded with this identity, or None."""
+    for lost in state.lost.values():
+        if address in lost and lost[address].entry["identity"] == known:
+            return lost[address].reason
     return None
 
 
 def gone(state: State, resource: str) -> list[Function]:
-    """The devices that are recorded and no longer there, as far as the record knows them."""
+    """The devices that are recorded and were not found, as far as the record knows them."""
+    found = state.stored[resource]["devices"]
     return [
-        _remembered(address, entry)
-        for address, entry in state.stored[resource]["devices"].items()
-        if address not in state.functions
+        _remembered(address, lost.entry)
+        for address, lost in state.lost.get(resource, {}).items()
+        # Where another recorded device is now, the address means that one.
+        if address not in found
     ]
 
 
 def _remembered(address: str, entry: Mapping[str, Any]) -> Function:
-    identity = entry["identity"]
-    numbers, _blank, subsystem = str(identity.get("ids", "")).partition(" ")
+    known = entry["identity"]
+    numbers, _blank, subsystem = str(known.get("ids", "")).partition(" ")
     vendor, _colon, device = numbers.partition(":")
     return Function(
         address=address,
@@ -149,10 +141,41 @@ def _remembered(address: str, entry: Mapping[str, Any]) -> Function:
         device=device,
         subsystem=subsystem,
         native=entry["origin"].get("driver"),
-        serial=identity.get("serial", ""),
-        slot=identity.get("slot", ""),
+        serial=known.get("serial", ""),
+        slot=known.get("slot", ""),
         bus=sysfs.bus_of(address),
     )
+
+
+def entry_of(state: State, resource: str, address: str) -> Mapping[str, Any] | None:
+    """The record of the device that is at an address, or was recorded there and was not found."""
+    document = state.stored.get(resource)
+    entry: Mapping[str, Any] | None = document["devices"].get(address) if document else None
+    lost = state.lost.get(resource, {}).get(address)
+    return entry or (lost.entry if lost else None)
+
+
+def everything(state: State) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """resource -> address -> record, of all that is recorded: what was not found stands where it was."""
+    return {
+        name: {**{key: lost.entry for key, lost in state.lost.get(name, {}).items()}, **document["devices"]}
+        for name, document in state.stored.items()
+    }
+
+
+def move(document: dict[str, Any], moves: Mapping[str, str]) -> None:
+    """Let records follow their devices: address of the record -> address of now. All at once, as cards may have changed
+    places with each other."""
+    entries = document["devices"]
+    going = {old: entries.pop(old) for old in moves if old in entries}
+    for old, entry in going.items():
+        known = {**entry["identity"], "address": moves[old]}
+        entries[moves[old]] = {"declared_at": old, **entry, "identity": known}
+
+
+def same_card(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Are these records of one card, wherever it is?"""
+    return all(entry["identity"].get(key) == value for key, value in other["identity"].items() if key != "address")
 
 
 def recorded_drivers(stored: Mapping[str, Any]) -> dict[tuple[str, str], str]:

@@ -31,6 +31,7 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "iommu_mode": spec.MODULES["iommu"]["mode"],
     "iommu_prove": spec.MODULES["iommu"]["prove"],
     "iovirt_allow": spec.ALLOW,
+    "iovirt_declared_by": {"type": "str"},
     "iovirt_reboot": {"type": "str", "choices": ["never", "when_needed"]},
 }
 OURS = re.compile(r"(sriov|vfio|devices|iommu|kernel_cmdline|iovirt)_")

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import drivers, match, store
-from ..model import AFTER_REBOOT, CERTAIN, Action, Function, Plan, Refusal, State
+from .. import drivers, identity, match, store
+from ..model import AFTER_REBOOT, CERTAIN, HOST, Action, Function, Plan, Refusal, State
 
 #: Parts of an origin that are recorded key by key, as wishes come to name them.
 ORIGIN_BY_KEY = ("firmware", "nvme_primary")
@@ -28,6 +28,10 @@ class Options:
     assume: Mapping[str, Any] = field(default_factory=dict)
     #: Device -> what was allowed for it by name when it was declared: the replay may do again what a run was allowed.
     granted: Mapping[str, Collection[str]] = field(default_factory=dict)
+    #: Only devices that are recorded: the replay never takes a new one.
+    recorded_only: bool = False
+    #: Who declares: the revision of the inventory, or whatever the caller calls it.
+    declared_by: str = ""
 
     def allowed(self, address: str) -> frozenset[str]:
         """The dangers that are allowed for a device."""
@@ -57,17 +61,93 @@ def targets(
     for number, wish in enumerate(wishes):
         label = f"{resource}[{number}]"
         functions, wrong = match.resolve(state, wish, label, gone)
-        refusals += wrong
+        refusals += wrong + ([] if functions else _moved_from(state, resource, wish, label))
         for function in functions:
             other = found.get(function.address)
             if other:
                 refusals.append(_named_twice(function.address, other.label, label))
             found[function.address] = Target(label, wish, function)
+    named = frozenset(found)
     if resource in options.exclusive:
         _add_forgotten(state, resource, found, gone)
     for target in found.values():
-        refusals += _hanging(state, target.function)
+        refusals += _hanging(state, target.function) + _uncertain(state, resource, target)
+    refusals += _exchanged(state, resource, found, named)
+    if options.recorded_only:
+        refusals += [_not_recorded(address) for address in found if address not in state.stored[resource]["devices"]]
     return list(found.values()), refusals
+
+
+def _not_recorded(address: str) -> Refusal:
+    """Between two readings a driver came, and the card showed that it is another one."""
+    return Refusal(address, "it is not the device that was declared.", "It was left alone.")
+
+
+def _uncertain(state: State, resource: str, target: Target) -> list[Refusal]:
+    """Nothing is done to what may be the declared device or an identical neighbour."""
+    lost = state.lost.get(resource, {}).get(target.function.address)
+    if target.absent or lost is None or not lost.uncertain:
+        return []
+    return [Refusal(target.function.address, f"{target.label}: {lost.reason.partition(': ')[2]}", "Nothing was changed.")]
+
+
+#: Keys of a selector that name a place, and those that name a card.
+_PLACES = ("address", "slot", "ifname")
+_CARDS = ("mac", "serial")
+
+
+def _exchanged(state: State, resource: str, found: Mapping[str, Target], named: Collection[str]) -> list[Refusal]:
+    """A wish that names a place was meant for the card that it was declared for. Where that card is elsewhere now and
+    the call does not speak of it there, its place is not given to another one."""
+    refusals = []
+    for target in found.values():
+        address, selector = target.function.address, target.wish.get("match") or {}
+        by_place = any(selector.get(key) for key in _PLACES) and not any(selector.get(key) for key in _CARDS)
+        own = state.stored[resource]["devices"].get(address)
+        before = _declared_at(state, resource, address)
+        if by_place and not target.absent and own is None and before and before not in named:
+            refusals.append(_moved_away(state, resource, target, before))
+    return refusals
+
+
+def _moved_from(state: State, resource: str, wish: Mapping[str, Any], label: str) -> list[Refusal]:
+    """A wish to give back what was declared at an address where there is nothing now."""
+    refusals = []
+    for address in (wish.get("match") or {}).get("address") or [] if wish.get("state") == "absent" else []:
+        now = _declared_at(state, resource, str(address).lower())
+        if now:
+            reason = f"{label}: the card that was declared there is at {now} now."
+            refusals.append(Refusal(str(address), reason, f"Name {now}, or the card by mac or serial; nothing was changed."))
+    return refusals
+
+
+def _declared_at(state: State, resource: str, address: str) -> str | None:
+    """Where the device is now that was declared at an address, if it is elsewhere."""
+    entries: Mapping[str, Mapping[str, Any]] = state.stored[resource]["devices"]
+    for now, entry in entries.items():
+        if now != address and entry.get("declared_at", entry["identity"].get("address")) == address:
+            return now
+    return None
+
+
+def _moved_away(state: State, resource: str, target: Target, now: str) -> Refusal:
+    card = identity.described(state.stored[resource]["devices"][now])
+    reason = f"{target.label} names a place: the card that was declared there ({card}) is at {now} now, and this is another one."
+    way_out = f"Name cards by mac or serial, or name {now} as well (state: absent gives it back); nothing was changed."
+    return Refusal(target.function.address, reason, way_out)
+
+
+def outdated(state: State, resource: str, target: Target, wish: Mapping[str, Any]) -> list[Refusal]:
+    """Two recorded cards have changed places, and the list still says of this place what was declared for the other."""
+    address = target.function.address
+    own = state.stored[resource]["devices"].get(address)
+    before = _declared_at(state, resource, address)
+    if own is None or before is None or any(target.wish["match"].get(key) for key in _CARDS):
+        return []
+    other = state.stored[resource]["devices"][before]
+    if wish == own["wish"] or wish != other["wish"]:
+        return []
+    return [_moved_away(state, resource, target, before)]
 
 
 def _hanging(state: State, function: Function) -> list[Refusal]:
@@ -94,14 +174,31 @@ def _named_twice(address: str, first: str, second: str) -> Refusal:
 
 def _add_forgotten(state: State, resource: str, found: dict[str, Target], gone: Sequence[Function]) -> None:
     """Add what the collection owns and the list no longer names, as wishes to give it back."""
-    owned = [state.functions[a] for a in state.stored[resource]["devices"] if a in state.functions]
+    owned = [state.functions[address] for address in state.stored[resource]["devices"]]
     for function in [*owned, *gone]:
         found.setdefault(function.address, Target(f"{resource}_exclusive", {"state": "absent"}, function))
 
 
 def stored_entry(state: State, resource: str, address: str) -> Mapping[str, Any] | None:
-    document = state.stored.get(resource)
-    return document["devices"].get(address) if document else None
+    return store.entry_of(state, resource, address)
+
+
+def follow(state: State) -> list[Action]:
+    """Let the records of devices that have moved follow them: all at once, and before anything else."""
+    return [_follow(state, name, moves) for name, moves in state.moved.items() if moves]
+
+
+def _follow(state: State, resource: str, moves: Mapping[str, str]) -> Action:
+    entries = state.stored[resource]["devices"]
+    names = [f"{old} is at {new} now ({identity.described(entries[new])})" for old, new in sorted(moves.items())]
+    return Action(
+        kind="follow",
+        unit=HOST,
+        text=f"let the records in {store.path_of(resource)} follow their devices: {', '.join(names)}",
+        args={"resource": resource, "moves": dict(moves)},
+        before={f"{resource} declared at": sorted(moves)},
+        after={f"{resource} declared at": sorted(moves.values())},
+    )
 
 
 def declare(
@@ -115,15 +212,24 @@ def declare(
     """Record the wish for the replay, with how the device was before us: the first record of that stays. The identity
     stays as well while it names the same card: a netdev that is gone for now does not make it another one. So does
     what was allowed on the way here: a run that finds all in place was not asked for it again."""
-    old = stored_entry(state, resource, function.address)
-    identity: Mapping[str, Any] = store.identity(state, function)
+    known: Mapping[str, Any] = identity.of(state, function)
     allowed = set(waived)
-    if old and old["identity"].get("ids") == identity["ids"]:
+    old = state.stored[resource]["devices"].get(function.address)
+    if old:
         origin = _first_kept(origin, old["origin"])
         allowed |= set(old.get("allow", ()))
-        identity = {key: identity[key] or old["identity"].get(key, "") for key in identity}
-    entry = {"identity": identity, "wish": dict(wish), "origin": dict(origin), "allow": sorted(allowed)}
-    return [] if entry == old else [_declaration(resource, function.address, old, entry)]
+        # A card that is on another driver shows less than it did.
+        known = {key: old["identity"].get(key, "") if value in ("", None) else value for key, value in known.items()}
+    entry = {
+        "identity": known,
+        "wish": dict(wish),
+        "origin": dict(origin),
+        "allow": sorted(allowed),
+        "declared_at": function.address,
+    }
+    if old and entry == {key: value for key, value in old.items() if key != "declared"}:
+        return []
+    return [_declaration(state, resource, function.address, entry)]
 
 
 def _first_kept(now: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,16 +241,27 @@ def _first_kept(now: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any
 def forget(state: State, resource: str, function: Function) -> list[Action]:
     """Take the record of a device away: the collection no longer owns it."""
     old = stored_entry(state, resource, function.address)
-    return [_declaration(resource, function.address, old, None)] if old else []
+    return [_declaration(state, resource, function.address, None)] if old else []
 
 
-def _declaration(resource: str, address: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Action:
+def _declaration(state: State, resource: str, address: str, new: Mapping[str, Any] | None) -> Action:
+    old = stored_entry(state, resource, address)
+    lost = state.lost.get(resource, {}).get(address)
     verb = "record" if new else "remove the record of"
+    instead = f", in the place of another card ({identity.described(lost.entry)})" if new and lost and old is lost.entry else ""
     return Action(
         kind="declare",
         unit=address,
-        text=f"{verb} the {resource} wish in {store.path_of(resource)}, for the replay at boot",
-        args={"resource": resource, "address": address, "entry": new, "previous": old},
+        text=f"{verb} the {resource} wish in {store.path_of(resource)}, for the replay at boot{instead}",
+        args={
+            "resource": resource,
+            "address": address,
+            # Where the record stands, if it could not follow its device.
+            "key": state.keys.get(resource, {}).get(address, address),
+            "was": next((old for old, new in state.moved.get(resource, {}).items() if new == address), address),
+            "entry": new,
+            "previous": old,
+        },
         before={f"{resource} declared": old["wish"] if old else None},
         after={f"{resource} declared": new["wish"] if new else None},
     )

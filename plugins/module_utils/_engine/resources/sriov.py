@@ -145,6 +145,14 @@ def _too_many(target: Target, sriov: Sriov, coming: int | None) -> Refusal:
     return bad(target.function.address, reason, way_out)
 
 
+def _check_vf_netdevs(target: Target) -> list[Refusal]:
+    word = target.wish.get("vf_netdevs")
+    if word in (None, "unmanaged", "managed"):
+        return []
+    reason = f"{target.label}: vf_netdevs {word!r} is neither unmanaged nor managed."
+    return [bad(target.function.address, reason, "Write one of the two, or leave it out.")]
+
+
 def _check_pf_driver(state: State, function: Function, label: str) -> list[Refusal]:
     if function.driver is None:
         reason = f"{label}: it has no driver, and only a PF's driver can create VFs (the kernel answers ENOENT)."
@@ -170,7 +178,7 @@ def _check_pf_driver(state: State, function: Function, label: str) -> list[Refus
 
 def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
     result = Plan()
-    refusals = common.conflict(state, NAME, target) + _check_pf(state, target)
+    refusals = common.conflict(state, NAME, target) + _check_pf(state, target) + _check_vf_netdevs(target)
     if common.refuse_all(result, refusals):
         return result
     # Without the capability it got here only because the wish speaks of its firmware, which may bring it.
@@ -199,6 +207,8 @@ def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
     if common.refuse_all(result, _check(port)):
         return result
     wish = {**of_pf, "vf_count": wish_count, "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
+    if common.refuse_all(result, common.outdated(state, NAME, target, wish)):
+        return result
     steps = _converge(port)
     result.actions = common.declare(state, NAME, port.pf, wish, _origin(port), steps.waived)
     result.extend(steps)
@@ -227,6 +237,8 @@ def _converge(port: Port) -> Plan:
     result.extend(secondary.plan_primary(port))
     if port.born:
         result.extend(_plan_count(port))
+    elif port.sriov.interrupted:
+        result.actions.append(_resume(port.pf))
     if not result.refusals:
         result.extend(secondary.plan(port))
         result.extend(binding.plan(port))
@@ -241,6 +253,17 @@ def _plan_count(port: Port) -> Plan:
         return result
     result.actions.append(_recount(port))
     return result
+
+
+def _resume(pf: Function) -> Action:
+    return Action(
+        kind="resume_probing",
+        unit=pf.address,
+        text="offer its VFs to their drivers again, which a run that was cut off had held back",
+        args={"pf": pf.address},
+        before={"probing of VFs": "held back by a run that was cut off"},
+        after={"probing of VFs": "on"},
+    )
 
 
 def _would_hang(state: State, pf: Function) -> list[Refusal]:
@@ -324,7 +347,7 @@ def _give_back(state: State, target: Target, options: Options, staying: Collecti
 def _given_back_vfs(port: Port, entry: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     overrides: Mapping[str, str] = entry["origin"].get("overrides", {})
     wished: dict[int, dict[str, Any]] = {}
-    for index in _owned_indexes(entry["wish"], entry["origin"]["vf_count"]):
+    for index in _owned_indexes(entry["wish"], overrides):
         wished[index] = {"driver": overrides.get(str(index), "default")}
     for index in range(port.count):
         controller = secondary.given_back_vf(entry, index, port.born)
@@ -333,6 +356,8 @@ def _given_back_vfs(port: Port, entry: Mapping[str, Any]) -> dict[int, dict[str,
     return {index: vf for index, vf in sorted(wished.items()) if index < port.count}
 
 
-def _owned_indexes(wish: Mapping[str, Any], count: int) -> Iterable[int]:
-    named = {int(index) for index, vf in wish["vfs"].items() if vf.get("driver")}
-    return sorted(named | set(range(count))) if wish["vf_count"] is not None else sorted(named)
+def _owned_indexes(wish: Mapping[str, Any], overrides: Mapping[str, str]) -> Iterable[int]:
+    """The VFs to give back: those that the wish named, and those that lost an override with a count of ours. What
+    somebody did to any other one is his."""
+    named = {index for index, vf in wish["vfs"].items() if vf.get("driver")}
+    return sorted(int(index) for index in named | (set(overrides) if wish["vf_count"] is not None else set()))

@@ -142,6 +142,9 @@ def _take(state: State, target: Target, going: set[str], options: Options) -> Pl
     function, driver = target.function, _wished_driver(state, target)
     if common.refuse_all(result, common.conflict(state, NAME, target) + _check(state, target)):
         return result
+    wish = _stored_wish(state, target, driver)
+    if common.refuse_all(result, common.outdated(state, NAME, target, wish)):
+        return result
     has_group = function.group is not None or not drivers.is_vfio(driver)
     certainty = common.iommu_certainty(state, options, has_group)
     if certainty is None:
@@ -149,7 +152,6 @@ def _take(state: State, target: Target, going: set[str], options: Options) -> Pl
         return result
     # `bound` is not always the native driver: vfio-pci.ids= on the command line gives vfio-pci without an override.
     origin = {"driver": function.native, "override": function.override, "bound": function.driver}
-    wish = _stored_wish(state, target, driver)
     if function.driver == driver:
         result.actions = common.declare(state, NAME, function, wish, origin)
         return result

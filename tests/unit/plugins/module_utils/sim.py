@@ -74,6 +74,8 @@ class Pci:
     stride: int = 0
     vf_ids: str = ""
     serial: str = ""
+    #: Device Serial Number, as lspci prints it.
+    dsn: str = ""
     boot_vga: bool | None = None
     #: Bus below the function in which its netdev lives: 'virtio0' for virtio, nothing for most.
     below: str = ""
@@ -128,6 +130,7 @@ class SimKernel:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.today = "2026-01-31T12:00:00Z"
         self.functions: dict[str, Pci] = {}
         self.known_drivers: dict[str, Driver] = {}
         self.registered: set[str] = set()
@@ -201,7 +204,7 @@ class SimKernel:
 
     def host(self, **more: Any) -> Host:
         more.setdefault("sources", lambda: {"__init__.py": "", "cli.py": "# engine\n"})
-        return Host(files=self, run=self.run, sleep=self.sleep, clock=self.clock, **more)
+        return Host(files=self, run=self.run, sleep=self.sleep, clock=self.clock, utc=lambda: self.today, **more)
 
     def power_on(self, running: str = "") -> SimKernel:
         """The first boot, with a command line of the test's own or that of grub.cfg."""
@@ -604,6 +607,9 @@ class SimKernel:
                 path = f"/sys/devices/virtual/net/{name}"
             nodes[f"/sys/class/net/{name}"] = Link(path)
             nodes[f"{path}/ifindex"] = "1\n"
+            if net.up:
+                # EINVAL while it is down (carrier_show, net/core/net-sysfs.c).
+                nodes[f"{path}/carrier"] = f"{int(net.carrier)}\n"
             for lower in net.lowers:
                 if lower in here:
                     nodes[f"{path}/lower_{lower}"] = Link(f"/sys/class/net/{lower}")
@@ -690,6 +696,13 @@ class SimKernel:
     def _held(self, path: str) -> bool:
         """driver_override takes the device's lock; a count write that hangs holds that of the PF and of its VFs."""
         return path.endswith("/driver_override") and path.split("/")[-2] in self.stuck
+
+    def data(self, path: str, offset: int, size: int) -> bytes:
+        folder, _slash, name = self._real(path).rpartition("/")
+        function = self.functions.get(folder.rpartition("/")[2])
+        if function is None or name != "config":
+            return b""
+        return config_space(function.dsn)[offset : offset + size]
 
     def text(self, path: str) -> str | None:
         real = self._real(path)
@@ -873,6 +886,17 @@ class SimKernel:
         self.modes[path] = 0o600
         self._tree = None
         return 0, "", ""
+
+
+def config_space(dsn: str) -> bytes:
+    """Configuration space with an empty header, and two extended capabilities: Advanced Error Reporting (1) and, where
+    there is one, Device Serial Number (3; PCI Express Base Specification, 7.9.3). Without one it ends as a
+    conventional function's does."""
+    if not dsn:
+        return bytes(256)
+    error = (0x0001 | 1 << 16 | 0x140 << 20).to_bytes(4, "little") + bytes(60)
+    serial = (0x0003 | 1 << 16).to_bytes(4, "little") + bytes.fromhex(dsn.replace("-", ""))[::-1]
+    return (bytes(256) + error + serial).ljust(4096, b"\0")
 
 
 def vf_address(pf: Pci, index: int) -> str:

@@ -26,7 +26,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     lab,
     quiet,
 )
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Pci
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as some
 
@@ -181,6 +181,44 @@ def test_a_selector_matches_the_same_devices_after_apply(selector, rebooted):
         sim.reboot()
         replay.run(sim.host(sources=None), None)
         assert chosen(sim, selector) == before
+
+
+@some.composite
+def moves(draw):
+    """Where cards are at the next boot: addresses of now -> addresses of then, among the places of one kind."""
+    found = {}
+    for kind in ((PF1, PF2, "0000:83:00.0"), (NVME, "0000:92:00.0", "0000:93:00.0")):
+        found.update(zip(kind[:2], draw(some.permutations(kind))))
+    return found
+
+
+@quick
+@given(some.integers(1, 2), some.integers(3, 4), some.booleans(), some.lists(moves(), min_size=1, max_size=3), some.booleans())
+def test_cards_that_move_keep_what_was_declared_for_them(first, second, both, ways, pulled):
+    """Whatever the addresses become from boot to boot, each card has what was declared for it, and no card has what was
+    declared for an identical neighbour."""
+    sim = lab()
+    second_nvme = sim.add(Pci("0000:92:00.0", "1b36:0010", "010802", serial="LAB1", slot="4"))
+    sim.reboot()
+    ports = [sim.functions[PF1], sim.functions[PF2]]
+    controllers = [sim.functions[NVME], second_nvme]
+    wanted = [first, second if both else 0]
+    call(sim, sriov=[at(PF1, vf_count=first)] + ([at(PF2, vf_count=second)] if both else []), vfio=[at(NVME)])
+    place = {card.address: card for card in (*ports, *controllers)}
+    for way in ways:
+        cards = {address: card for address, card in place.items() if not (pulled and card is ports[0])}
+        for card in place.values():
+            sim.functions.pop(card.address, None)
+        for address, card in cards.items():
+            card.address = way[address]
+            sim.functions[card.address] = card
+        sim.reboot()
+        result = replay.run(sim.host(environment={}, sources=None), None)
+        assert bool(result["failures"]) == pulled
+        for port, count in zip(ports, wanted):
+            assert port.address not in sim.functions or sim.functions[port.address] is not port or len(port.vfs) == count
+        assert [card.driver for card in controllers] == ["vfio-pci", "nvme"]
+        quiet(sim, sriov=[], vfio=[])
 
 
 words = some.text("abiou_=-,.1 pt", min_size=1, max_size=12)

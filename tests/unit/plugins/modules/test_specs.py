@@ -78,6 +78,7 @@ def test_the_list_of_a_role_is_that_of_its_module(role):
     assert options[f"{role}_devices"]["below"] == wanted["devices"]["below"]
     assert options[f"{role}_exclusive"] == wanted["exclusive"]
     assert options["iovirt_allow"] == wanted["allow"]
+    assert options["iovirt_declared_by"]["type"] == wanted["declared_by"]["type"]
 
 
 def test_the_role_devices_takes_the_lists_of_all_resources():
@@ -112,5 +113,5 @@ def test_defaults_of_a_role_are_those_it_declares(role):
 
 
 def test_the_command_names_what_it_can_do():
-    for word in ("status", "plan", "apply", "replay", "--device", "--json"):
+    for word in ("status", "plan", "apply", "replay", "--device", "--after-link", "--json"):
         assert word in cli.USAGE
