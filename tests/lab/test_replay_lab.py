@@ -82,6 +82,8 @@ def plug_crosswise(lab: Any) -> None:
     for path, _values in found:
         qmp.ask(folder, "device_del", id=path)
     until(lambda: lab.shell("ls /sys/bus/pci/drivers/igb | grep -c ^0 || true") == "0")
+    # QEMU frees the port of the hub only when the host has let the device go.
+    until(lambda: not any(item["type"] == "child<igb>" for item in qmp.ask(folder, "qom-list", path="/machine/peripheral-anon")))
     buses = [values["parent_bus"].rpartition("/")[2] for _path, values in found]
     for (_path, values), bus in zip(found, reversed(buses)):
         qmp.ask(folder, "device_add", driver="igb", bus=bus, netdev=values["netdev"], mac=values["mac"], romfile="")
