@@ -83,7 +83,7 @@ def test_a_guests_tap_is_no_second_way_out_of_a_bridge():
     sim = lab()
     sim.nets["vnet0"] = Net(kind="tun")
     sim.nets["br0"] = Net(kind="bridge", lowers=[PORT1, "vnet0"], addresses=["192.0.2.1"])
-    stands(sim, PF1, "management", "br0")
+    stands(sim, PF1, "management", "br0", others=("in_use",))
 
 
 def test_one_leg_of_a_bond():

@@ -1,0 +1,99 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What libvirt's own files say of devices: guests that name one, networks that hand out VFs.
+
+Formats: https://libvirt.org/formatdomain.html and formatnetwork.html. Files and not virsh: it would start the daemon,
+and a daemon that does not answer would hold up a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .errors import EngineError
+from .host import Files
+from .model import State, User
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+#: Definitions that outlive a boot, and the status of guests that run now.
+_DEFINED = "/etc/libvirt/qemu"
+_RUNNING = "/run/libvirt/qemu"
+_NETWORKS = "/etc/libvirt/qemu/networks"
+
+
+def guests(files: Files, state: State) -> Iterator[tuple[str, User]]:
+    """PCI address -> a guest that has the device, or is defined to have it."""
+    running = set()
+    for root in _documents(files, _RUNNING):
+        domain = root if root.tag == "domain" else root.find("domain")
+        if domain is None or not _alive(files, root):
+            continue
+        running.add(_name(domain))
+        how = "paused" if root.get("state") == "paused" else "running"
+        for address in _named(domain, state):
+            yield address, User(f"the guest {_name(domain)} (libvirt; {how})")
+    for domain in _documents(files, _DEFINED):
+        if domain.tag == "domain" and _name(domain) not in running:
+            for address in _named(domain, state):
+                yield address, User(f"the guest {_name(domain)} (libvirt; defined, not running)", idle=True)
+
+
+def pools(files: Files) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Networks that hand out VFs (forward mode='hostdev'): name, network devices of PFs, addresses of VFs."""
+    for root in _documents(files, _NETWORKS):
+        forward = root.find("forward")
+        if root.tag != "network" or forward is None or forward.get("mode") != "hostdev":
+            continue
+        ports = [pf.get("dev", "") for pf in forward.findall("pf")]
+        yield _name(root), ports, [address for e in forward.findall("address") if (address := _address(e))]
+
+
+def _documents(files: Files, folder: str) -> Iterator[Element]:
+    # Loading the parser takes a hundredth of a second, and most calls change nothing.
+    from xml.etree import ElementTree
+
+    for name in files.names(folder):
+        if not name.endswith(".xml"):
+            continue
+        try:
+            root = ElementTree.fromstring(files.text(f"{folder}/{name}") or "")
+        except (ElementTree.ParseError, EngineError):
+            # libvirt does not load such a file either.
+            continue
+        yield root
+
+
+def _alive(files: Files, root: Element) -> bool:
+    """The status of a guest that ended while no daemon looked is left behind."""
+    pid = root.get("pid", "")
+    return not pid.isdigit() or files.exists(f"/proc/{pid}")
+
+
+def _name(root: Element) -> str:
+    return (root.findtext("name") or "?").strip()
+
+
+def _named(domain: Element, state: State) -> list[str]:
+    """The functions that a guest's devices name: hostdev, interface (hostdev, or what a network gave it), NVMe disks by
+    their address, and ports by their name (macvtap)."""
+    found = []
+    for device in domain.iterfind("devices/*"):
+        for source in device.iter("source"):
+            found += [address for e in source.iter("address") if (address := _address(e))]
+            if device.tag == "interface" and device.get("type") == "direct":
+                found += [f.address for f in state.functions.values() if source.get("dev") in f.netdevs]
+    return list(dict.fromkeys(found))
+
+
+def _address(element: Element) -> str | None:
+    """<address domain='0x0000' bus='0x81' slot='0x10' function='0x2'/>; a USB address has another form."""
+    try:
+        numbers = [int(element.attrib[key], 0) for key in ("bus", "slot", "function")]
+        return "{:04x}:{:02x}:{:02x}.{:x}".format(int(element.get("domain", "0"), 0), *numbers)
+    except (KeyError, ValueError):
+        return None
