@@ -71,7 +71,7 @@ def _processes(files: Files, state: State) -> Iterator[tuple[str, User]]:
 def _holding(files: Files, pid: str, held: Mapping[str, tuple[str, list[str]]]) -> Iterator[tuple[str, User]]:
     name = process(files, pid) if held else ""
     for what, addresses in held.values():
-        if not (what.startswith("the disk") and name.endswith(_PASSING)):
+        if not (what.startswith("the disk") and files.attr(f"/proc/{pid}/comm") in _PASSING):
             for address in addresses:
                 yield address, User(f"{name} ({what} is held open)")
 
@@ -130,15 +130,20 @@ def _elsewhere(host: Host, state: State) -> Iterator[tuple[str, User]]:
     for pid in spaces:
         for name in _netdevs_of_process(files, pid):
             device = files.link(f"/proc/{pid}/root/sys/class/net/{name}/device")
-            for function in hidden:
-                if device and (device == function.address or device in files.names(f"{DEVICES}/{function.address}")):
-                    places.setdefault(function.address, f"the network namespace of {process(files, pid)}, as {name}")
+            if device:
+                places.setdefault(device, f"the network namespace of {process(files, pid)}, as {name}")
         yield from _riding_on(host, state, pid)
-    if len(places) < len(hidden):
+    if not all(_place(files, function, places) for function in hidden):
         places = {**_named_namespaces(host), **places}
     for function in hidden:
-        place = places.get(function.address, "another network namespace")
+        place = _place(files, function, places) or "another network namespace"
         yield function.address, User(f"whoever has its network device in {place}", hides=True)
+
+
+def _place(files: Files, function: Function, places: Mapping[str, str]) -> str | None:
+    """By the device that the network device hangs on: the function, or one below it (virtio)."""
+    devices = [function.address, *files.names(f"{DEVICES}/{function.address}")]
+    return next((places[device] for device in devices if device in places), None)
 
 
 def _hidden(files: Files, function: Function) -> bool:
@@ -201,8 +206,8 @@ def _named_namespaces(host: Host) -> dict[str, str]:
     found = {}
     for name in host.files.names("/run/netns"):
         for link in _links(host, ["ip", "-n", name, "-j", "-d", "link", "show"]):
-            if link.get("parentbus") == "pci":
-                found[link.get("parentdev", "")] = f"the network namespace {name}, as {link.get('ifname')}"
+            if link.get("parentdev"):
+                found[link["parentdev"]] = f"the network namespace {name}, as {link.get('ifname')}"
     return found
 
 

@@ -27,6 +27,8 @@ class Space:
     pid: int | None = None
     #: False: the process sees the first namespace's sysfs (systemd's PrivateNetwork=).
     own_sysfs: bool = True
+    #: The device between the PCI function and the network device ('virtio1'), where there is one.
+    below: str = ""
     netdevs: dict[str, tuple[str, int, str]] = field(default_factory=dict)
 
 
@@ -61,7 +63,7 @@ class Spaces:
             yield f"{folder}/ifindex", f"{100 + number}\n"
             yield f"{folder}/iflink", f"{lower or 100 + number}\n"
             if address:
-                yield f"{folder}/device", link(f"../../../{address}")
+                yield f"{folder}/device", link(f"../../../{space.below or address}")
 
     def run(self, argv: list[str]) -> tuple[int, str, str] | None:
         """`ip -n NAME -j -d link` and `nsenter -t PID -n ip -j -d link show dev NAME`, as iproute2 6.15 prints them (lab)."""
@@ -81,6 +83,6 @@ class Spaces:
                 if kind:
                     link["linkinfo"] = {"info_kind": kind}
                 if address:
-                    link.update(parentbus="pci", parentdev=address)
+                    link.update(parentbus="virtio" if found[0].below else "pci", parentdev=found[0].below or address)
                 links.append(link)
         return 0, json.dumps(links), ""
