@@ -9,7 +9,8 @@ Pure: whom a step would hurt stands in the state, read by read.py, users.py, kee
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
+from typing import Callable
 
 from . import keepers
 from .drivers import is_vfio
@@ -33,8 +34,9 @@ def before_unbind(state: State, function: Function, going: Collection[str] = ())
     """What stands against taking the driver away from a function. `going` are the functions that the same call takes
     from the host as well: no leg of a bond can count on them."""
     found = list(_lost_network(state, function, going)) + list(_lost_disks(function))
-    # A guest that does not run wants the device on vfio: it loses nothing before that is taken away.
-    found += _used(state, function, idle=(function.driver or "").startswith("vfio"), going=going)
+    # A guest that does not run wants the device on vfio, or its port by macvtap: it loses nothing before that goes.
+    on_vfio = (function.driver or "").startswith("vfio")
+    found += _used(state, function, lambda user: not user.idle or user.by_netdev != on_vfio, going)
     found += _console(state, function)
     found += ruled_by_others(state, function, keepers.DRIVER)
     pf = state.functions.get(function.physfn or "")
@@ -51,7 +53,7 @@ def before_recount(state: State, pf: Function, count: int = 0) -> list[Refusal]:
         if vf:
             found += list(_lost_network(state, vf, list(vfs.values()))) + list(_lost_disks(vf))
             # A VF that comes back is all that a guest wants that does not run.
-            found += _used(state, vf, idle=index >= count, going=list(vfs.values()))
+            found += _used(state, vf, _active if index < count else _anyone, list(vfs.values()))
     return found + ruled_by_others(state, pf, keepers.COUNT, *([keepers.VFS] if vfs else []))
 
 
@@ -169,7 +171,7 @@ def _lost_network(state: State, function: Function, going: Collection[str]) -> I
 def _flapping(state: State, pf: Function) -> Iterator[Refusal]:
     """Many drivers close and reopen a running port when the count changes (seen: igb). A port that is up and that
     nobody uses may flap; who rides on its VFs is asked about these."""
-    users = _names((state.users or {}).get(pf.address, ()), idle=False)
+    users = _names(state, pf, _active)
     for netdev in _netdevs(state, pf):
         used = next((what for reached, _shared in _reach(state, netdev) if (what := _carries(state, reached))), None)
         used = used or (f"a leg of {netdev.uppers[0]}" if netdev.uppers else None)
@@ -189,9 +191,19 @@ def _lost_disks(function: Function) -> Iterator[Refusal]:
         yield _refusal(function, "boot_disk", reason)
 
 
-def _used(state: State, function: Function, idle: bool, going: Collection[str]) -> list[Refusal]:
-    """Who else loses the function; with `idle`, also guests that are defined and do not run."""
-    names = _names((state.users or {}).get(function.address, ()), idle)
+def _active(user: User) -> bool:
+    return not user.idle
+
+
+def _anyone(_user: User) -> bool:
+    return True
+
+
+def _used(
+    state: State, function: Function, counts: Callable[[User], bool], going: Collection[str]
+) -> list[Refusal]:
+    """Who else loses the function, of those who count."""
+    names = _names(state, function, counts)
     found = []
     for netdev in _netdevs(state, function):
         if netdev.xdp:
@@ -208,8 +220,8 @@ def _used(state: State, function: Function, idle: bool, going: Collection[str]) 
     return found
 
 
-def _names(users: Iterable[User], idle: bool) -> list[str]:
-    return [user.who for user in users if idle or not user.idle]
+def _names(state: State, function: Function, counts: Callable[[User], bool]) -> list[str]:
+    return [user.who for user in (state.users or {}).get(function.address, ()) if counts(user)]
 
 
 def _riders(state: State, netdev: Netdev, reached: Netdev) -> str | None:

@@ -31,16 +31,18 @@ def guests(files: Files, state: State) -> Iterator[tuple[str, User]]:
     running = set()
     for root in _documents(files, _RUNNING):
         domain = root if root.tag == "domain" else root.find("domain")
-        if domain is None or not _alive(files, root):
-            continue
-        running.add(_name(domain))
-        how = "paused" if root.get("state") == "paused" else "running"
-        for address in _named(domain, state):
-            yield address, User(f"the guest {_name(domain)} (libvirt; {how})")
+        if domain is not None and _alive(files, root):
+            running.add(_name(domain))
+            yield from _users(domain, state, "paused" if root.get("state") == "paused" else "running", idle=False)
     for domain in _documents(files, _DEFINED):
         if domain.tag == "domain" and _name(domain) not in running:
-            for address in _named(domain, state):
-                yield address, User(f"the guest {_name(domain)} (libvirt; defined, not running)", idle=True)
+            yield from _users(domain, state, "defined, not running", idle=True)
+
+
+def _users(domain: Element, state: State, how: str, idle: bool) -> Iterator[tuple[str, User]]:
+    who = f"the guest {_name(domain)} (libvirt; {how})"
+    yield from ((address, User(who, idle)) for address in _functions(domain))
+    yield from ((address, User(who, idle, by_netdev=True)) for address in _ports(domain, state))
 
 
 def pools(files: Files) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -78,16 +80,16 @@ def _name(root: Element) -> str:
     return (root.findtext("name") or "?").strip()
 
 
-def _named(domain: Element, state: State) -> list[str]:
-    """The functions that a guest's devices name: hostdev, interface (hostdev, or what a network gave it), NVMe disks by
-    their address, and ports by their name (macvtap)."""
-    found = []
-    for device in domain.iterfind("devices/*"):
-        for source in device.iter("source"):
-            found += [address for e in source.iter("address") if (address := _address(e))]
-            if device.tag == "interface" and device.get("type") == "direct":
-                found += [f.address for f in state.functions.values() if source.get("dev") in f.netdevs]
-    return list(dict.fromkeys(found))
+def _functions(domain: Element) -> list[str]:
+    """The functions that a guest's devices name: hostdev, interface (hostdev, or what a network gave it), NVMe disks."""
+    elements = [e for source in domain.iterfind("devices/*//source") for e in source.iter("address")]
+    return list(dict.fromkeys(address for e in elements if (address := _address(e))))
+
+
+def _ports(domain: Element, state: State) -> list[str]:
+    """The functions whose network devices a guest names (macvtap)."""
+    names = {source.get("dev") for source in domain.iterfind("devices/interface[@type='direct']/source")}
+    return [function.address for function in state.functions.values() if names.intersection(function.netdevs)]
 
 
 def _address(element: Element) -> str | None:

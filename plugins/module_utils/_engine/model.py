@@ -102,8 +102,10 @@ class User:
     """Somebody who uses a device."""
 
     who: str
-    #: A guest that is defined and does not run: it needs the device to be there, and no longer.
+    #: A guest that is defined and does not run: it needs the device to be there, no more.
     idle: bool = False
+    #: Works with the function's network device (macvtap), not with the function.
+    by_netdev: bool = False
     #: Has the function's network device in another namespace, so that nobody here knows what is done with it.
     hides: bool = False
 

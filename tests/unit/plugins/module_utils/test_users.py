@@ -238,6 +238,7 @@ def test_a_defined_guests_nvme_disk_and_macvtap():
     assert drivers_of(sim, PF1) == ["igbvf"]
     define(sim, "vm2", "<interface type='direct'><source dev='enp129s0v0' mode='passthrough'/></interface>")
     refused(sim, vf, "the guest vm2 (libvirt; defined, not running)", sriov=[at(PF1, vf_count=0)])
+    refused(sim, vf, "the guest vm2", sriov=[at(PF1, vfs=[{"range": "0", "driver": "vfio-pci"}])])
 
 
 @pytest.mark.parametrize("text", ["", "<domain", "<network><name>x</name></network>", "<domain><devices/></domain>", "\ufffd",
