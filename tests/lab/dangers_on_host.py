@@ -4,7 +4,7 @@
 """Runs on the lab host: tries one dangerous thing after the other with the engine that is installed there, in one
 process, so that a danger costs a second and not an Ansible call each. test_guards_lab.py sends it over and judges.
 
-Prints one JSON object: scenario -> what the engine answered in check mode and in a run, and whether the host differed.
+Prints one JSON list a line: the scene, what the engine answered in check mode and in a run, and how the host differed.
 """
 
 import contextlib
@@ -257,39 +257,41 @@ def differing(before, after):
     return [f"- {line}" for line in old if line not in new][:20] + [f"+ {line}" for line in new if line not in old][:20]
 
 
-def play(scene, wishes):
-    with scene():
-        before = snapshot()
-        answers = [ask(wishes, check) for check in (True, False)]
-        return {"answers": answers, "differing": differing(before, snapshot())}
+def play(name, scene, wishes):
+    try:
+        with scene():
+            before = snapshot()
+            answers = [ask(wishes, check) for check in (True, False)]
+            tell(name, answers, differing(before, snapshot()))
+    except (RuntimeError, OSError) as error:
+        tell(name, [f"the scene could not be set: {error}"])
 
 
 def disks():
     """The NVMe controller has VFs, which keeps it from being taken before its disk is asked about: so the guard itself
     is asked here, with stacks of the kernel's own above the disk."""
     disk = os.path.basename(sh("ls -d /sys/class/block/nvme*n1"))
+    table = f"echo 0 65536 linear /dev/{disk} 0 | dmsetup create iovirt9"
+    mounted = f"{table}; mkfs.ext4 -q /dev/mapper/iovirt9; mount /dev/mapper/iovirt9 /mnt"
     scenes = {
+        "nothing on the disk": contextlib.nullcontext(),
         "swap": shell(f"mkswap -q /dev/{disk}; swapon /dev/{disk}", f"swapoff /dev/{disk}; wipefs -qa /dev/{disk}"),
-        "a mapped device": shell(f"echo 0 2048 linear /dev/{disk} 0 | dmsetup create iovirt9", "dmsetup remove iovirt9"),
-        "a mount over a mapped device": shell(
-            f"echo 0 65536 linear /dev/{disk} 0 | dmsetup create iovirt9; mkfs.ext4 -q /dev/mapper/iovirt9; mount /dev/mapper/iovirt9 /mnt",
-            f"umount /mnt; dmsetup remove iovirt9; wipefs -qa /dev/{disk}"),
+        "a mount over a mapped device": shell(mounted, f"umount /mnt; dmsetup remove iovirt9; wipefs -qa /dev/{disk}"),
         "a process with the disk": opened(f"/dev/{disk}"),
     }
-    found = {}
     for name, scene in scenes.items():
         with scene:
             state = users.look(HOST, read.read_state(HOST, read.Needs()))
-            found[name] = [refusal.sentence() for refusal in before_unbind(state, state.functions[NVME])]
-    state = users.look(HOST, read.read_state(HOST, read.Needs()))
-    found["nothing"] = [refusal.sentence() for refusal in before_unbind(state, state.functions[NVME])]
-    found["frame buffer"] = [state.consoles.get(VGA, "")]
-    return found
+            tell(name, [refusal.sentence() for refusal in before_unbind(state, state.functions[NVME])])
+    tell("frame buffer", [state.consoles.get(VGA, "")])
+
+
+def tell(name, answers, differing=()):
+    print(json.dumps([name, answers, list(differing)]), flush=True)
 
 
 def main():
     wanted = sys.argv[1:]
-    result = {}
     were_up = {name for name in (P1, P2, A, B) if "UP" in re.split(r"[<>,]", sh(f"ip -o link show {name}"))}
     sh(up(P1, P2, A, B))
     try:
@@ -297,20 +299,15 @@ def main():
         start = snapshot()
         for name, (scene, wishes) in SCENES.items():
             if not wanted or name in wanted:
-                begin = time.monotonic()
-                try:
-                    result[name] = play(scene, wishes)
-                except (RuntimeError, OSError) as error:
-                    result[name] = {"answers": [f"the scene could not be set: {error}"], "differing": []}
-                result[name]["seconds"] = round(time.monotonic() - begin, 1)
-        wait_for(lambda: all(carrier(name) for name in (P1, P2, A, B)), 30)
-        result["disks"] = disks()
-        result["left behind"] = differing(start, snapshot())
+                play(name, scene, wishes)
+        if not wanted or "disks" in wanted:
+            disks()
+        tell("left behind", [], differing(start, snapshot()))
+        tell("names", [json.dumps(NAMES)])
     finally:
         for name in (P1, P2, A, B):
             if name not in were_up:
                 sh(f"ip link set {name} down")
-    print(json.dumps({"names": NAMES, "result": result}))
 
 
 main()
