@@ -24,7 +24,6 @@ from iovirt_engine.errors import EngineError
 from iovirt_engine.guards import before_unbind
 from iovirt_engine.host import FileSystem, Host, run_command
 from iovirt_engine.resources.common import Options
-
 from snapshot_on_host import snapshot
 
 DEVICES = "/sys/bus/pci/devices"
@@ -162,7 +161,7 @@ def sleeper(space):
     """A process in a network namespace, as a container has it: with a sysfs of its own."""
     child = subprocess.Popen(["ip", "netns", "exec", space, "sleep", "300"])
     wait_for(lambda: os.readlink(f"/proc/{child.pid}/ns/net") != os.readlink("/proc/self/ns/net"))
-    wait_for(lambda: open(f"/proc/{child.pid}/comm").read() == "sleep\n")
+    wait_for(lambda: HOST.files.attr(f"/proc/{child.pid}/comm") == "sleep")
     NAMES["CHILD"] = str(child.pid)
     try:
         yield
