@@ -59,7 +59,7 @@ def tried(wishes: dict[str, Any], lab: Any) -> dict[str, tuple[list[str], list[s
     """Scene -> answers, differences."""
     result = lab.module("devices", **wishes)
     assert not result["failed"], result
-    out = lab.python(HERE / "snapshot_on_host.py", HERE / "dangers_on_host.py", limit=900)
+    out = lab.python(HERE / "snapshot_on_host.py", HERE / "dangers_on_host.py", limit=1500)
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("[")]
     return {name: (answers, differing) for name, answers, differing in lines}
 

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from . import consoles, keepers, libvirt
+from . import consoles, keepers, libvirt, sysfs
 from .host import Files, Host
 from .model import Function, State, User
-from .read import ADDRESS, DEVICES, functions_below
+from .read import ADDRESS, functions_below
 
 #: Class folder below a PCI function -> where the device files of its entries are. A process that holds one open works
 #: with the device: uio is DPDK's, drm and accel are a display's or a computation's, ptp is a clock daemon's.
@@ -88,11 +88,11 @@ def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]
         if (function.driver or "").startswith("vfio") and function.group:
             what, members = f"IOMMU group {function.group}", _on_vfio(state, function.group)
             nodes[f"/dev/vfio/{function.group}"] = (what, members)
-            for name in files.names(f"{DEVICES}/{address}/vfio-dev"):
+            for name in files.names(f"{sysfs.device(address)}/vfio-dev"):
                 # Who opens one device of a group owns the whole group (iommu_device_claim_dma_owner).
                 nodes[f"/dev/vfio/devices/{name}"] = (what, members)
         for folder, place in _NODES.items():
-            for name in files.names(f"{DEVICES}/{address}/{folder}") if function.driver else ():
+            for name in files.names(f"{sysfs.device(address)}/{folder}") if function.driver else ():
                 nodes.setdefault(f"{place}/{name}", (f"{place}/{name}", [address]))
     for name in files.names("/sys/class/infiniband_verbs"):
         addresses = _functions_of_rdma(files, state, files.attr(f"/sys/class/infiniband_verbs/{name}/ibdev") or "")
@@ -142,7 +142,7 @@ def _elsewhere(host: Host, state: State) -> Iterator[tuple[str, User]]:
 
 def _place(files: Files, function: Function, places: Mapping[str, str]) -> str | None:
     """By the device that the network device hangs on: the function, or one below it (virtio)."""
-    devices = [function.address, *files.names(f"{DEVICES}/{function.address}")]
+    devices = [function.address, *files.names(sysfs.device(function.address))]
     return next((places[device] for device in devices if device in places), None)
 
 
@@ -151,7 +151,7 @@ def _hidden(files: Files, function: Function) -> bool:
     reader's namespace (lab; cleanup_glue_dir in drivers/base/core.c removes one that is empty)."""
     if not function.driver or function.netdevs or not function.class_code.startswith("02"):
         return False
-    path = f"{DEVICES}/{function.address}"
+    path = sysfs.device(function.address)
     below = [path, *(f"{path}/{name}" for name in files.names(path) if name.startswith("virtio"))]
     return any("net" in files.names(folder) for folder in below)
 
