@@ -199,9 +199,7 @@ def _anyone(_user: User) -> bool:
     return True
 
 
-def _used(
-    state: State, function: Function, counts: Callable[[User], bool], going: Collection[str]
-) -> list[Refusal]:
+def _used(state: State, function: Function, counts: Callable[[User], bool], going: Collection[str]) -> list[Refusal]:
     """Who else loses the function, of those who count."""
     names = _names(state, function, counts)
     found = []

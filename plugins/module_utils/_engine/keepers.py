@@ -116,7 +116,9 @@ def _nm_matches(parts: Sections, function: Function, netdevs: Sequence[Netdev]) 
     wanted = _values(parts, "connection", "interface-name")
     if wanted and wanted[0] and wanted[0] not in names:
         return False
-    mac = [v for section in ("ethernet", "802-3-ethernet", "infiniband") for v in _values(parts, section, "mac-address")]
+    mac = [
+        v for section in ("ethernet", "802-3-ethernet", "infiniband") for v in _values(parts, section, "mac-address")
+    ]
     if mac and mac[0] and mac[0].lower() not in macs:
         return False
     return (

@@ -56,12 +56,13 @@ def pools(files: Files) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def _documents(files: Files, folder: str) -> Iterator[Element]:
-    # Loading the parser takes a hundredth of a second, and most calls change nothing.
+    names = [name for name in files.names(folder) if name.endswith(".xml")]
+    if not names:
+        return
+    # Loading the parser takes a hundredth of a second, and most hosts have nothing to parse.
     from xml.etree import ElementTree
 
-    for name in files.names(folder):
-        if not name.endswith(".xml"):
-            continue
+    for name in names:
         try:
             root = ElementTree.fromstring(files.text(f"{folder}/{name}") or "")
         except (ElementTree.ParseError, EngineError):

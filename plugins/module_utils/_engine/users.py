@@ -22,7 +22,7 @@ from .read import ADDRESS, functions_below
 
 #: Class folder below a PCI function -> where the device files of its entries are. A process that holds one open works
 #: with the device: uio is DPDK's, drm and accel are a display's or a computation's, ptp is a clock daemon's.
-_NODES = {"uio": "/dev", "drm": "/dev/dri", "accel": "/dev/accel", "ptp": "/dev", "vfio-dev": "/dev/vfio/devices"}
+_NODES = {"uio": "/dev", "drm": "/dev/dri", "accel": "/dev/accel", "ptp": "/dev"}
 
 #: udev's workers open each disk for a moment and let it go by themselves.
 _PASSING = ("(udev-worker)", "systemd-udevd")
@@ -34,9 +34,7 @@ _RIDING = ("macvlan", "macvtap", "ipvlan", "ipvtap", "vlan")
 def look(host: Host, state: State) -> State:
     """The state, with all that guards want to know before something is taken or changed."""
     files = host.files
-    return replace(
-        state, users=read(host, state), keepers=keepers.read(files, state), consoles=consoles.read(files)
-    )
+    return replace(state, users=read(host, state), keepers=keepers.read(files, state), consoles=consoles.read(files))
 
 
 def read(host: Host, state: State) -> dict[str, tuple[User, ...]]:
@@ -171,7 +169,8 @@ def _namespaces(files: Files) -> list[str]:
 def _netdevs_of_process(files: Files, pid: str) -> list[str]:
     """The network devices of its namespace, where it has a sysfs of that namespace: /proc/PID/net always is of its own,
     /proc/PID/root/sys of whoever mounted it."""
-    lines = (files.text(f"/proc/{pid}/net/dev") or "").splitlines()[2:]
+    # The process may end meanwhile.
+    lines = (files.attr(f"/proc/{pid}/net/dev") or "").splitlines()[2:]
     own = {line.partition(":")[0].strip() for line in lines}
     return [name for name in files.names(f"/proc/{pid}/root/sys/class/net") if name in own and name != "lo"]
 
