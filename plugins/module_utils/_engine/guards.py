@@ -35,7 +35,7 @@ def before_unbind(state: State, function: Function, going: Collection[str] = ())
     from the host as well: no leg of a bond can count on them."""
     found = list(_lost_network(state, function, going)) + list(_lost_disks(function))
     # A guest that does not run wants the device on vfio, or its port by macvtap: it loses nothing before that goes.
-    on_vfio = (function.driver or "").startswith("vfio")
+    on_vfio = is_vfio(function.driver)
     found += _used(state, function, lambda user: not user.idle or user.by_netdev != on_vfio, going)
     found += _console(state, function)
     found += ruled_by_others(state, function, keepers.DRIVER)

@@ -408,7 +408,7 @@ def _control_netdev(environment: Mapping[str, str], netdevs: Mapping[str, Netdev
     return next((name for name, n in netdevs.items() if address in (*n.addresses, *n.link_local)), None)
 
 
-# --- IOMMU and its users -------------------------------------------------------------------------------------------
+# --- IOMMU ---------------------------------------------------------------------------------------------------------
 
 
 def read_iommu(files: Files) -> Iommu:

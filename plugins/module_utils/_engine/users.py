@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import consoles, keepers, libvirt, sysfs
+from .drivers import is_vfio
 from .host import Files, Host
 from .model import Function, State, User
 from .read import ADDRESS, functions_below
@@ -83,7 +84,7 @@ def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]
     """Path of a device file -> what it is, and the functions that it is of."""
     nodes: dict[str, tuple[str, list[str]]] = {}
     for address, function in state.functions.items():
-        if (function.driver or "").startswith("vfio") and function.group:
+        if is_vfio(function.driver) and function.group:
             what, members = f"IOMMU group {function.group}", _on_vfio(state, function.group)
             nodes[f"/dev/vfio/{function.group}"] = (what, members)
             for name in files.names(f"{sysfs.device(address)}/vfio-dev"):
@@ -101,7 +102,7 @@ def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]
 
 
 def _on_vfio(state: State, group: str) -> list[str]:
-    return [f.address for f in state.functions.values() if f.group == group and (f.driver or "").startswith("vfio")]
+    return [f.address for f in state.functions.values() if f.group == group and is_vfio(f.driver)]
 
 
 def _functions_of_rdma(files: Files, state: State, name: str) -> list[str]:
