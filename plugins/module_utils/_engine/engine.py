@@ -11,12 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import boot, initramfs, match, read, report, store
+from . import boot, initramfs, match, read, report, store, users
 from .apply import Outcome, apply
 from .drivers import is_vfio
 from .errors import EngineError
 from .host import Host
-from .model import Plan, Refusal, State
+from .model import HOST, Action, Plan, Refusal, State
 from .read import Needs
 from .resources import iommu, kernel_cmdline, sriov, vfio
 from .resources.common import Options
@@ -29,9 +29,6 @@ _READ_MORE = {sriov.NAME: sriov.read_more}
 
 #: Seconds that a run waits for another one to end.
 LOCK_LIMIT = 120.0
-
-#: Steps that take something from whoever has it.
-_TAKING = ("set_vf_count", "set_nvme_secondary", "bind", "release")
 
 Wishes = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -64,9 +61,9 @@ def _turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
 def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
     state = _read(host, wishes, options)
     plan = plan_devices(host, state, wishes, options, call.declare)
-    if any(action.kind in _TAKING for action in plan.actions) and not plan.refusals:
+    if any(_touches_a_device(action) for action in plan.actions) and not plan.refusals:
         # Only now is it worth looking into every process of the host.
-        state = read.with_users(host, state)
+        state = users.look(host, state)
         plan = plan_devices(host, state, wishes, options, call.declare)
     _raise_refusals(plan.refusals)
     outcome = Outcome()
@@ -77,6 +74,11 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
             # from before.
             state = _read_more(host, read.read_state(host, Needs()), wishes, options)
     return report.result(plan, outcome, {name: RESOURCES[name].info(state) for name in wishes})
+
+
+def _touches_a_device(action: Action) -> bool:
+    """Recording a wish takes nothing from anybody."""
+    return action.unit != HOST and action.kind != "declare"
 
 
 def _read(host: Host, wishes: Wishes, options: Options) -> State:

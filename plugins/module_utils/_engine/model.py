@@ -41,6 +41,12 @@ class Netdev:
     #: What the driver calls the port ('p0', 'pf0vf1') and the switch that it belongs to; nothing where it says neither.
     port_name: str = ""
     switch_id: str = ""
+    #: Its number in this namespace; 0: not known.
+    index: int = 0
+    #: The other end of a veth pair, where that is in this namespace too.
+    peer: str = ""
+    #: Programs attached to its receive path (XDP), as a person names them.
+    xdp: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,28 @@ class Function:
 
 
 @dataclass(frozen=True)
+class User:
+    """Somebody who uses a device."""
+
+    who: str
+    #: A guest that is defined and does not run: it needs the device to be there, no more.
+    idle: bool = False
+    #: Works with the function's network device (macvtap), not with the function.
+    by_netdev: bool = False
+    #: Has the function's network device in another namespace, so that nobody here knows what is done with it.
+    hides: bool = False
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Another program that rules something of a device: `rules` are names of keepers.WHAT."""
+
+    name: str
+    reason: str
+    rules: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Group:
     """An IOMMU group."""
 
@@ -135,8 +163,12 @@ class State:
     #: The initramfs tool, our files for it and the images (initramfs.py), and the modules that are built in. Read only
     #: where a device is bound early, or was.
     early: Mapping[str, Any] = field(default_factory=dict)
-    #: IOMMU group -> processes that hold it open. None: not read (only needed before something is taken away).
-    users: Mapping[str, tuple[str, ...]] | None = None
+    #: PCI address -> who uses it (users.py). None: not read (only needed before something is taken away).
+    users: Mapping[str, tuple[User, ...]] | None = None
+    #: PCI address -> other programs that rule it (keepers.py), and how it is known to be the console (consoles.py);
+    #: read with the users.
+    keepers: Mapping[str, tuple[Keeper, ...]] = field(default_factory=dict)
+    consoles: Mapping[str, str] = field(default_factory=dict)
     #: Network device through which the controller is connected.
     control_netdev: str | None = None
     #: vfio-pci loaded with enable_sriov: then, and only then, does it create VFs.

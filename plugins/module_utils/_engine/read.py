@@ -38,7 +38,6 @@ class Needs:
     """What is read only when a wish asks for it."""
 
     drivers: frozenset[str] = frozenset()
-    users: bool = False
     #: Which devices have a VFIO driver of their own kind.
     variants: bool = False
     #: What the initramfs does.
@@ -55,7 +54,7 @@ def read_state(host: Host, needs: Needs) -> State:
     iommu = read_iommu(files)
     variants = _read_variants(files, functions, drivers) if needs.variants or BEST in needs.drivers else {}
     wanted = _wanted_drivers(needs, variants) - drivers
-    state = State(
+    return State(
         functions=functions,
         netdevs=netdevs,
         iommu=iommu,
@@ -69,12 +68,6 @@ def read_state(host: Host, needs: Needs) -> State:
         replay=boot.read(files, host.python),
         stored=stored,
     )
-    return with_users(host, state) if needs.users else state
-
-
-def with_users(host: Host, state: State) -> State:
-    """The state, with the processes that hold an IOMMU group open: whom it would hurt to take a device away."""
-    return replace(state, users=_read_users(host.files, state))
 
 
 def _wanted_drivers(needs: Needs, variants: Mapping[str, str]) -> frozenset[str]:
@@ -279,7 +272,7 @@ def _disks_in_use(files: Files) -> dict[str, list[str]]:
     """PCI address -> what on the host uses its disks. Stacks (LVM, RAID, multipath, dm-crypt) are followed down."""
     found: dict[str, list[str]] = {}
     for device, user in sorted(_used_block_devices(files).items()):
-        for function in _functions_below(files, device):
+        for function in functions_below(files, device):
             found.setdefault(function, []).append(user)
     return found
 
@@ -318,10 +311,11 @@ def _is_zfs(files: Files, name: str) -> bool:
     return "E:ID_FS_TYPE=zfs_member" in (files.text(f"/run/udev/data/b{number}") or "").splitlines()
 
 
-def _functions_below(files: Files, device: str) -> list[str]:
+def functions_below(files: Files, device: str) -> list[str]:
+    """The PCI functions that a block device (its path in /sys) rests on."""
     below = files.names(f"{device}/slaves")
     if below:
-        return [f for name in below for f in _functions_below(files, files.resolve(f"/sys/class/block/{name}"))]
+        return [f for name in below for f in functions_below(files, files.resolve(f"/sys/class/block/{name}"))]
     addresses = ADDRESS.findall(device)
     if addresses:
         # Also what is above it: behind a VMD controller the disk sits in a PCI domain of its own.
@@ -378,7 +372,17 @@ def _read_netdev(files: Files, link: Mapping[str, Any], routed: set[str]) -> Net
         kind=(link.get("linkinfo") or {}).get("info_kind", ""),
         port_name=link.get("phys_port_name") or "",
         switch_id=link.get("phys_switch_id") or "",
+        index=link.get("ifindex", 0),
+        # A name stands there only where the other end is in this namespace: else it is link_index and link_netnsid.
+        peer=link.get("link", "") if (link.get("linkinfo") or {}).get("info_kind") == "veth" else "",
+        xdp=_xdp(link.get("xdp") or {}),
     )
+
+
+def _xdp(link: Mapping[str, Any]) -> str:
+    """iproute2 prints one program in 'prog', several (one for each way to attach) in 'attached'."""
+    programs = [item.get("prog") or {} for item in (link, *link.get("attached", ()))]
+    return ", ".join(dict.fromkeys(f"{p.get('name') or 'program'} {p['id']}" for p in programs if "id" in p))
 
 
 def _default_route_netdevs(files: Files) -> set[str]:
@@ -404,7 +408,7 @@ def _control_netdev(environment: Mapping[str, str], netdevs: Mapping[str, Netdev
     return next((name for name, n in netdevs.items() if address in (*n.addresses, *n.link_local)), None)
 
 
-# --- IOMMU and its users -------------------------------------------------------------------------------------------
+# --- IOMMU ---------------------------------------------------------------------------------------------------------
 
 
 def read_iommu(files: Files) -> Iommu:
@@ -421,35 +425,3 @@ def read_iommu(files: Files) -> Iommu:
         groups=groups,
         interrupt_remapping=" IR-" in interrupts,
     )
-
-
-def _read_users(files: Files, state: State) -> dict[str, tuple[str, ...]]:
-    """IOMMU group -> processes that hold it open, by /dev/vfio/GROUP or by a device file of iommufd
-    (/dev/vfio/devices/vfioN). Every process is looked at, whatever mount namespace it lives in: the link text of a
-    descriptor stays."""
-    by_cdev = _cdev_groups(files, state)
-    if not any(is_vfio(function.driver) for function in state.functions.values()):
-        return {}
-    found: dict[str, list[str]] = {}
-    for pid in files.names("/proc"):
-        if not pid.isdigit():
-            continue
-        held = set()
-        for handle in files.names(f"/proc/{pid}/fd"):
-            target = files.link(f"/proc/{pid}/fd/{handle}") or ""
-            if target.isdigit() and files.resolve(f"/proc/{pid}/fd/{handle}").startswith("/dev/vfio/"):
-                held.add(target)
-            elif target in by_cdev:
-                held.add(by_cdev[target])
-        for group in held:
-            found.setdefault(group, []).append(f"process {pid} ({files.attr(f'/proc/{pid}/comm') or '?'})")
-    return {group: tuple(users) for group, users in found.items()}
-
-
-def _cdev_groups(files: Files, state: State) -> dict[str, str]:
-    found = {}
-    for address, function in state.functions.items():
-        if function.group and is_vfio(function.driver):
-            for name in files.names(f"{DEVICES}/{address}/vfio-dev"):
-                found[name] = function.group
-    return found

@@ -237,7 +237,7 @@ def _plan_count(port: Port) -> Plan:
     result = Plan()
     if common.refuse_all(result, _would_hang(port.state, port.pf)):
         return result
-    if common.guarded(result, guards.before_recount(port.state, port.pf), port.options, port.pf.address):
+    if common.guarded(result, guards.before_recount(port.state, port.pf, port.count), port.options, port.pf.address):
         return result
     result.actions.append(_recount(port))
     return result

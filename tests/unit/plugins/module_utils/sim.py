@@ -29,6 +29,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Ho
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_modules
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_spaces import Spaces
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
@@ -110,6 +111,10 @@ class Net:
     kind: str = ""
     lowers: list[str] = field(default_factory=list)
     mac: str = ""
+    #: The other end of a veth pair in this namespace.
+    peer: str = ""
+    #: The number of an XDP program on it.
+    xdp: int = 0
 
 
 @dataclass
@@ -146,6 +151,8 @@ class SimKernel:
         self.firmware: dict[str, Firmware] = {}
         #: Commands that are not installed.
         self.missing: set[str] = set()
+        self.spaces = Spaces()
+        self._indexes: dict[str, int] = {}
         self.acpi = ["DMAR"]
         self.iommu_on = False
         self.identity_groups = False
@@ -467,6 +474,7 @@ class SimKernel:
         for card, firmware in self.firmware.items():
             firmware.boot()
             self._carry_out(card, firmware)
+        self.spaces.all.clear()
         for address in [f.address for f in self.functions.values() if f.physfn]:
             self.functions.pop(address)
         for path in [path for path in self.files if path.startswith("/run/")]:
@@ -517,7 +525,7 @@ class SimKernel:
             nodes.update(self.files)
             nodes.update({path: Link(target) for path, target in self.links.items()})
             self._children = {}
-            for path in nodes:
+            for path in [*nodes, *self._empty_folders()]:
                 while path:
                     parent, _slash, name = path.rpartition("/")
                     if name in self._children.setdefault(parent, set()):
@@ -584,12 +592,18 @@ class SimKernel:
             nodes[f"{f.path}/nvme/{name}/state"] = "live\n"
         return nodes
 
+    def _empty_folders(self) -> list[str]:
+        """What a network device in another namespace leaves behind (sim_spaces)."""
+        functions = [f for address in self.spaces.moved() if (f := self.functions.get(address)) and f.driver]
+        return ["/".join(part for part in (f.path, f.below, "net") if part) for f in functions]
+
     def netdevs(self) -> dict[str, tuple[Pci | None, Net]]:
         """All network devices that are there now: name -> function, configuration."""
         found: dict[str, tuple[Pci | None, Net]] = {}
         for function in self.functions.values():
             driver = self.known_drivers.get(function.driver or "")
-            if driver and driver.net and function.ifname and self.netless.get(function.address, -1) < 0:
+            here = function.address not in self.spaces.moved() and self.netless.get(function.address, -1) < 0
+            if driver and driver.net and function.ifname and here:
                 found[function.ifname] = (function, self.nets.get(function.ifname, Net(up=False, carrier=False)))
         found.update({name: (None, net) for name, net in self.nets.items() if net.kind})
         return found
@@ -653,6 +667,7 @@ class SimKernel:
             nodes[f"/proc/{pid}/comm"] = name + "\n"
             for number, target in enumerate(targets):
                 nodes[f"/proc/{pid}/fd/{number}"] = Link(target)
+        nodes.update(self.spaces.nodes(list(self.pids), Link))
         return nodes
 
     def _real(self, path: str, last: bool = True, depth: int = 0) -> str:
@@ -788,6 +803,9 @@ class SimKernel:
         self.commands.append(argv)
         if argv[0] in self.missing:
             return 127, "", f"{argv[0]}: No such file or directory"
+        elsewhere = self.spaces.run(argv)
+        if elsewhere:
+            return elsewhere
         if argv[0] == "ip":
             return 0, json.dumps(self._ip()), ""
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
@@ -848,14 +866,23 @@ class SimKernel:
             link: dict[str, Any] = {"ifname": name, "flags": ["BROADCAST", *flags], "address": mac}
             if function and mac != function.mac:
                 link["permaddr"] = function.mac
+            link["ifindex"] = self.index(name)
             if net.kind:
                 link["linkinfo"] = {"info_kind": net.kind}
+            if net.peer:
+                link["link"] = net.peer
+            if net.xdp:
+                link["xdp"] = {"mode": 1, "prog": {"id": net.xdp, "tag": "3b185187f1855c4c", "jited": 1}}
             link["addr_info"] = [
                 {"family": "inet6" if ":" in a else "inet", "local": a, "scope": "link" if a.startswith("fe80") else "global"}
                 for a in net.addresses
             ]
             links.append(link)
         return links
+
+    def index(self, name: str) -> int:
+        """The number of a network device."""
+        return self._indexes.setdefault(name, len(self._indexes) + 2)
 
     def _mkconfig(self, path: str) -> tuple[int, str, str]:
         """grub-mkconfig of Debian: the defaults are read by a real sh, under `set -e`, drop-ins in the order of names."""
