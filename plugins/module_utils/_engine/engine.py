@@ -63,7 +63,7 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
     plan = plan_devices(host, state, wishes, options, call.declare)
     if any(_touches_a_device(action) for action in plan.actions) and not plan.refusals:
         # Only now is it worth looking into every process of the host.
-        state = users.look(host, state)
+        state = replace(users.look(host, state), own_macs=read.own_macs(host.files, state))
         plan = plan_devices(host, state, wishes, options, call.declare)
     _raise_refusals(plan.refusals)
     outcome = Outcome()
