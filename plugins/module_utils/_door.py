@@ -129,7 +129,7 @@ def options(params: Mapping[str, Any], exclusive: list[str]) -> Options:
 def _host(module: AnsibleModule) -> Host:
     return Host(
         files=FileSystem("/"),
-        run=lambda argv: _run_command(module, argv),
+        run=lambda argv, data="": _run_command(module, argv, data),
         environment=os.environ,
         sources=_sources,
         python=_python(),
@@ -142,10 +142,12 @@ def _python() -> str:
     return usual if os.path.realpath(usual) == os.path.realpath(sys.executable) else sys.executable
 
 
-def _run_command(module: AnsibleModule, argv: list[str]) -> tuple[int, str, str]:
+def _run_command(module: AnsibleModule, argv: list[str], data: str) -> tuple[int, str, str]:
     """A command that is not there is an answer like any other: the engine has the sentence for it."""
     try:
-        code, out, err = module.run_command(argv, environ_update={"LC_ALL": "C"}, handle_exceptions=False)
+        code, out, err = module.run_command(
+            argv, data=data or None, binary_data=True, environ_update={"LC_ALL": "C"}, handle_exceptions=False
+        )
     except OSError as error:
         return 127, "", f"{argv[0]}: {error.strerror}"
     return code, out, err

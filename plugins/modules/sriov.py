@@ -136,6 +136,13 @@ options:
           - present
           - absent
         default: present
+      up:
+        description:
+          - Whether the network device of the PF shall be set up. libvirt gives no VF of a PF that is down to a guest, and
+            some drivers set nothing up without it. Unset, it stays as it is.
+          - V(false) is refused where the path to the controller, the default route or an address would be lost, unless
+            O(allow) names that.
+        type: bool
       vf_count:
         description:
           - How many virtual functions the device shall have, from V(0) to what sysfs shows in C(sriov_totalvfs). Unset,
@@ -207,6 +214,78 @@ options:
               - Where O(devices[].vfs[].driver) is unset and the VF has no driver, V(true) lets the kernel give it one.
               - Unset, the state stays as it is. A VF that is born is offline.
             type: bool
+          mac:
+            description:
+              - The MAC address that the PF gives the VF, in quotes. V(auto) means one that is made from the host's machine-id,
+                the permanent MAC of the port and the index of the VF, and so is the same on every run.
+              - 'A VF that its network driver has already is taken from it for a moment: the driver learns the address when
+                it probes the VF.'
+              - While a guest has the VF, its MAC and VLAN are left as the guest's host software set them.
+            type: str
+          vlan:
+            description:
+              - The port VLAN, from V(1) to V(4094), which the VF knows nothing of. V(0) takes it away. Unset, it is left
+                as it is.
+            type: int
+          qos:
+            description:
+              - The priority of the port VLAN, from V(0) to V(7). The kernel takes it together with the VLAN, so a VLAN
+                has to be named as well.
+            type: int
+          vlan_proto:
+            description:
+              - The protocol of the port VLAN. Few drivers take V(802.1ad).
+            type: str
+            choices:
+              - 802.1Q
+              - 802.1ad
+          spoof_check:
+            description:
+              - Whether packets with a MAC or VLAN that is not the VF's are dropped when the VF sends them.
+            type: bool
+          trust:
+            description:
+              - Whether the VF may change its MAC address and ask for promiscuous reception, as far as the PF's driver lets
+                it.
+            type: bool
+          link_state:
+            description:
+              - The link that the VF sees. V(auto) is that of the port, V(enable) and V(disable) are always up and always
+                down.
+            type: str
+            choices:
+              - auto
+              - enable
+              - disable
+          min_tx_rate:
+            description:
+              - What the VF may send at least, in Mbit/s. V(0) means nothing is set aside.
+            type: int
+          max_tx_rate:
+            description:
+              - What the VF may send at most, in Mbit/s. V(0) means no limit.
+              - Many drivers set rates only while the port has a link. Without one they are left for later, with a warning.
+            type: int
+          query_rss:
+            description:
+              - Whether the VF may read the RSS hash key and the indirection table.
+            type: bool
+          node_guid:
+            description:
+              - The node GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+            type: str
+          port_guid:
+            description:
+              - The port GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+            type: str
+          mtu:
+            description:
+              - The MTU of the VF's own network device on this host, from V(68). A VF under a vfio driver has none.
+            type: int
+          promisc:
+            description:
+              - Whether the VF's own network device on this host receives all packets that reach the VF.
+            type: bool
       vfs:
         description:
           - What is wished for single VFs. A VF may stand in one range only.
@@ -240,6 +319,78 @@ options:
                 only then; it needs two queues and one interrupt.'
               - Where O(devices[].vfs[].driver) is unset and the VF has no driver, V(true) lets the kernel give it one.
               - Unset, the state stays as it is. A VF that is born is offline.
+            type: bool
+          mac:
+            description:
+              - The MAC address that the PF gives the VF, in quotes. V(auto) means one that is made from the host's machine-id,
+                the permanent MAC of the port and the index of the VF, and so is the same on every run.
+              - 'A VF that its network driver has already is taken from it for a moment: the driver learns the address when
+                it probes the VF.'
+              - While a guest has the VF, its MAC and VLAN are left as the guest's host software set them.
+            type: str
+          vlan:
+            description:
+              - The port VLAN, from V(1) to V(4094), which the VF knows nothing of. V(0) takes it away. Unset, it is left
+                as it is.
+            type: int
+          qos:
+            description:
+              - The priority of the port VLAN, from V(0) to V(7). The kernel takes it together with the VLAN, so a VLAN
+                has to be named as well.
+            type: int
+          vlan_proto:
+            description:
+              - The protocol of the port VLAN. Few drivers take V(802.1ad).
+            type: str
+            choices:
+              - 802.1Q
+              - 802.1ad
+          spoof_check:
+            description:
+              - Whether packets with a MAC or VLAN that is not the VF's are dropped when the VF sends them.
+            type: bool
+          trust:
+            description:
+              - Whether the VF may change its MAC address and ask for promiscuous reception, as far as the PF's driver lets
+                it.
+            type: bool
+          link_state:
+            description:
+              - The link that the VF sees. V(auto) is that of the port, V(enable) and V(disable) are always up and always
+                down.
+            type: str
+            choices:
+              - auto
+              - enable
+              - disable
+          min_tx_rate:
+            description:
+              - What the VF may send at least, in Mbit/s. V(0) means nothing is set aside.
+            type: int
+          max_tx_rate:
+            description:
+              - What the VF may send at most, in Mbit/s. V(0) means no limit.
+              - Many drivers set rates only while the port has a link. Without one they are left for later, with a warning.
+            type: int
+          query_rss:
+            description:
+              - Whether the VF may read the RSS hash key and the indirection table.
+            type: bool
+          node_guid:
+            description:
+              - The node GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+            type: str
+          port_guid:
+            description:
+              - The port GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+            type: str
+          mtu:
+            description:
+              - The MTU of the VF's own network device on this host, from V(68). A VF under a vfio driver has none.
+            type: int
+          promisc:
+            description:
+              - Whether the VF's own network device on this host receives all packets that reach the VF.
             type: bool
           range:
             description:

@@ -69,7 +69,7 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
         # Only now is it worth looking into every process of the host.
         from . import users
 
-        state = users.look(host, state)
+        state = replace(users.look(host, state), own_macs=read.own_macs(host.files, state))
         plan = plan_devices(host, state, wishes, options, call.declare)
     _raise_refusals(plan.refusals)
     outcome = Outcome()

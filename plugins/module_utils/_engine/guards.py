@@ -43,6 +43,11 @@ def before_unbind(state: State, function: Function, going: Collection[str] = ())
     return found + (ruled_by_others(state, pf, keepers.VFS, vf=function) if pf else [])
 
 
+def before_down(state: State, function: Function) -> list[Refusal]:
+    """What stands against setting a function's network device down."""
+    return list(_lost_network(state, function, ()))
+
+
 def before_recount(state: State, pf: Function, count: int = 0) -> list[Refusal]:
     """What stands against changing the number of VFs: all present VFs vanish, and the PF's link goes down. `count` is
     the number that there will be."""

@@ -38,6 +38,8 @@ class Netdev:
     lowers: tuple[str, ...] = ()
     #: What it is by rtnetlink: 'bond', 'bridge', 'vlan', ...; nothing for a port.
     kind: str = ""
+    #: 'ether', 'infiniband', ...
+    link_type: str = ""
     #: What the driver calls the port ('p0', 'pf0vf1') and the switch that it belongs to; nothing where it says neither.
     port_name: str = ""
     switch_id: str = ""
@@ -47,6 +49,12 @@ class Netdev:
     peer: str = ""
     #: Programs attached to its receive path (XDP), as a person names them.
     xdp: str = ""
+    mtu: int = 0
+    #: The largest that its driver takes; 0 where nobody says.
+    max_mtu: int = 0
+    promisc: bool = False
+    #: VF index -> its attributes as they are, by the names that they have in a wish.
+    vfs: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class Sriov:
     offset: int = 0
     stride: int = 0
     vf_device: str = ""
+    #: Mbit/s of its port now; None without a link, or where the driver does not say.
+    speed: int | None = None
     vfs: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -169,6 +179,10 @@ class State:
     #: read with the users.
     keepers: Mapping[str, tuple[Keeper, ...]] = field(default_factory=dict)
     consoles: Mapping[str, str] = field(default_factory=dict)
+    #: VFs whose MAC is of their own choice and not their PF's. Read with the users.
+    own_macs: frozenset[str] = frozenset()
+    #: /etc/machine-id.
+    machine_id: str = ""
     #: Network device through which the controller is connected.
     control_netdev: str | None = None
     #: vfio-pci loaded with enable_sriov: then, and only then, does it create VFs.

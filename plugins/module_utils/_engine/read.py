@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import aliases, boot, initramfs, store, sysfs
+from . import aliases, boot, initramfs, link, store, sysfs
 from .drivers import BEST, is_vfio
 from .errors import EngineError
 from .host import Files, Host
@@ -64,9 +64,21 @@ def read_state(host: Host, needs: Needs) -> State:
         variants=variants,
         early=_read_early(files, stored, needs),
         control_netdev=_control_netdev(host.environment, netdevs),
+        machine_id=(files.text("/etc/machine-id") or "").strip(),
         vfio_sriov=files.attr("/sys/module/vfio_pci/parameters/enable_sriov") == "Y",
         replay=boot.read(files, host.python),
         stored=stored,
+    )
+
+
+def own_macs(files: Files, state: State) -> frozenset[str]:
+    """A MAC that the PF gave is a permanent one to the VF's driver (0, NET_ADDR_PERM); one that the driver or udev made
+    up is not (Documentation/ABI/testing/sysfs-class-net, addr_assign_type)."""
+    return frozenset(
+        function.address
+        for function in state.functions.values()
+        for name in function.netdevs
+        if function.physfn and files.attr(f"/sys/class/net/{name}/addr_assign_type") not in ("0", None)
     )
 
 
@@ -206,7 +218,7 @@ def _read_function(
         netdevs=tuple(netdevs.get(address, ())),
         disks_in_use=tuple(disks.get(address, ())),
         boot_vga="boot_vga" in here and files.attr(f"{path}/boot_vga") == "1",
-        sriov=_read_sriov(files, path, here) if "sriov_totalvfs" in here else None,
+        sriov=_read_sriov(files, path, here, netdevs.get(address, ())) if "sriov_totalvfs" in here else None,
     )
 
 
@@ -242,7 +254,7 @@ def _nvme_serial(files: Files, path: str) -> str:
     return ""
 
 
-def _read_sriov(files: Files, path: str, here: Iterable[str]) -> Sriov:
+def _read_sriov(files: Files, path: str, here: Iterable[str], netdevs: Sequence[str]) -> Sriov:
     vfs = {}
     for name in here:
         if name.startswith("virtfn"):
@@ -255,8 +267,18 @@ def _read_sriov(files: Files, path: str, here: Iterable[str]) -> Sriov:
         offset=int(files.attr(f"{path}/sriov_offset") or 0),
         stride=int(files.attr(f"{path}/sriov_stride") or 0),
         vf_device=files.attr(f"{path}/sriov_vf_device") or "",
+        speed=_speed(files, netdevs),
         vfs=dict(sorted(vfs.items())),
     )
+
+
+def _speed(files: Files, netdevs: Sequence[str]) -> int | None:
+    """The attribute gives EINVAL while the port is down, and -1 where the driver does not know."""
+    for name in netdevs:
+        text = files.attr(f"/sys/class/net/{name}/speed") or ""
+        if text.isdigit() and int(text):
+            return int(text)
+    return None
 
 
 def _read_slots(files: Files) -> dict[str, str]:
@@ -351,31 +373,36 @@ def _read_netdevs(host: Host) -> dict[str, Netdev]:
             "port the host is managed through; install iproute2 4.19 or newer."
         )
     routed = _default_route_netdevs(host.files)
-    return {link["ifname"]: _read_netdev(host.files, link, routed) for link in links if link.get("ifname")}
+    return {said["ifname"]: _read_netdev(host.files, said, routed) for said in links if said.get("ifname")}
 
 
-def _read_netdev(files: Files, link: Mapping[str, Any], routed: set[str]) -> Netdev:
-    name = link["ifname"]
+def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Netdev:
+    name = said["ifname"]
     here = files.names(f"/sys/class/net/{name}")
-    flags = link.get("flags", [])
-    addresses = [item["local"] for item in link.get("addr_info", []) if item.get("scope") == "global"]
+    flags = said.get("flags", [])
+    addresses = [item["local"] for item in said.get("addr_info", []) if item.get("scope") == "global"]
     return Netdev(
         name=name,
-        mac=(link.get("permaddr") or link.get("address") or "").lower(),
+        mac=(said.get("permaddr") or said.get("address") or "").lower(),
         up="UP" in flags,
         carrier="LOWER_UP" in flags,
         addresses=tuple(addresses),
-        link_local=tuple(item["local"] for item in link.get("addr_info", []) if item.get("scope") == "link"),
+        link_local=tuple(item["local"] for item in said.get("addr_info", []) if item.get("scope") == "link"),
         default_route=name in routed,
         uppers=tuple(entry[6:] for entry in here if entry.startswith("upper_")),
         lowers=tuple(entry[6:] for entry in here if entry.startswith("lower_")),
-        kind=(link.get("linkinfo") or {}).get("info_kind", ""),
-        port_name=link.get("phys_port_name") or "",
-        switch_id=link.get("phys_switch_id") or "",
-        index=link.get("ifindex", 0),
+        kind=(said.get("linkinfo") or {}).get("info_kind", ""),
+        link_type=said.get("link_type") or "",
+        port_name=said.get("phys_port_name") or "",
+        switch_id=said.get("phys_switch_id") or "",
+        index=said.get("ifindex", 0),
         # A name stands there only where the other end is in this namespace: else it is link_index and link_netnsid.
-        peer=link.get("link", "") if (link.get("linkinfo") or {}).get("info_kind") == "veth" else "",
-        xdp=_xdp(link.get("xdp") or {}),
+        peer=said.get("link", "") if (said.get("linkinfo") or {}).get("info_kind") == "veth" else "",
+        xdp=_xdp(said.get("xdp") or {}),
+        mtu=said.get("mtu", 0),
+        max_mtu=said.get("max_mtu", 0),
+        promisc="PROMISC" in flags,
+        vfs=link.vfs(said),
     )
 
 

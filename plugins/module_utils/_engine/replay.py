@@ -87,7 +87,8 @@ def converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.C
 def granted(declared: Mapping[str, Any]) -> Options:
     """The replay may do what the run that declared a device was allowed by name, and no more."""
     entries = [item for document in declared.values() for item in document["devices"].items()]
-    return Options(granted={address: entry.get("allow", ()) for address, entry in entries})
+    allowed = {address: entry.get("allow", ()) for address, entry in entries}
+    return Options(granted=allowed, wait_for_link=False)
 
 
 def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class Options:
     assume: Mapping[str, Any] = field(default_factory=dict)
     #: Device -> what was allowed for it by name when it was declared: the replay may do again what a run was allowed.
     granted: Mapping[str, Collection[str]] = field(default_factory=dict)
+    #: May a step wait for a link? The boot may not: what needs one is left to the replay's second phase.
+    wait_for_link: bool = True
 
     def allowed(self, address: str) -> frozenset[str]:
         """The dangers that are allowed for a device."""

@@ -16,8 +16,8 @@ from typing import Any
 
 from .. import drivers, guards, store, sysfs
 from ..host import Host
-from ..model import Action, Function, Plan, Refusal, Sriov, State
-from ..sriov import binding, eswitch, firmware, ranges, secondary
+from ..model import PREDICTED, Action, Function, Plan, Refusal, Sriov, State
+from ..sriov import attributes, binding, eswitch, firmware, ranges, secondary
 from ..sriov.port import Port, bad
 from . import common
 from .common import Options, Target
@@ -55,12 +55,14 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
     found, result.refusals = common.targets(state, NAME, wishes, options)
     result.refusals += firmware.check_targets(state, found)
     staying, leaders = firmware.staying(state, found), firmware.leaders(state, found)
+    ports: list[Port] = []
     for target in found:
         leads = target.function.address in leaders
         if target.absent:
             result.extend(_give_back(state, target, options, staying, leads))
         else:
-            result.extend(_take(state, target, options, leads))
+            result.extend(_take(state, target, options, leads, ports))
+    result.refusals += attributes.check_together(state, ports)
     return result
 
 
@@ -71,7 +73,12 @@ def info(state: State) -> list[dict[str, Any]]:
             "match": {"address": [function.address]},
             "vf_count": len(function.sriov.vfs),
             "vfs": [
-                {"range": str(index), **_vf_facts(state, vf), **secondary.facts_of(state, function.address, index)}
+                {
+                    "range": str(index),
+                    **_vf_facts(state, vf),
+                    **_attributes(state, function, index),
+                    **secondary.facts_of(state, function.address, index),
+                }
                 for index, vf in function.sriov.vfs.items()
             ],
         }
@@ -111,6 +118,11 @@ def _vf_facts(state: State, address: str) -> dict[str, Any]:
         return {}
     held = vf.driver if vf and drivers.is_vfio(vf.driver) else None
     return {"driver": (vf.override or held or "default") if vf else "default"}
+
+
+def _attributes(state: State, pf: Function, index: int) -> dict[str, Any]:
+    sriov = pf.sriov or Sriov(0)
+    return attributes.facts(Port(state, pf, sriov, Options(), NAME, count=len(sriov.vfs)), index)
 
 
 # --- Checking a wish against its device ----------------------------------------------------------------------------
@@ -168,7 +180,7 @@ def _check_pf_driver(state: State, function: Function, label: str) -> list[Refus
 # --- Planning ------------------------------------------------------------------------------------------------------
 
 
-def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
+def _take(state: State, target: Target, options: Options, leads: bool, ports: list[Port]) -> Plan:
     result = Plan()
     refusals = common.conflict(state, NAME, target) + _check_pf(state, target)
     if common.refuse_all(result, refusals):
@@ -196,6 +208,7 @@ def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
         coming=coming,
         wished=wished,
     )
+    ports.append(port)
     if common.refuse_all(result, _check(port)):
         return result
     wish = {**of_pf, "vf_count": wish_count, "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
@@ -207,13 +220,13 @@ def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
 
 def _check(port: Port) -> list[Refusal]:
     """What is wrong with the wish, as each part sees it."""
-    return binding.check(port) + secondary.check(port) + firmware.check(port)
+    return binding.check(port) + attributes.check(port) + secondary.check(port) + firmware.check(port)
 
 
 def _origin(port: Port) -> dict[str, Any]:
     """How it was before the collection touched it."""
     mine = {"driver": port.pf.native, "vf_count": len(port.sriov.vfs), "overrides": _overrides(port)}
-    return {**mine, **secondary.origin(port), **firmware.origin(port)}
+    return {**mine, **attributes.origin(port), **secondary.origin(port), **firmware.origin(port)}
 
 
 def _converge(port: Port) -> Plan:
@@ -227,9 +240,15 @@ def _converge(port: Port) -> Plan:
     result.extend(secondary.plan_primary(port))
     if port.born:
         result.extend(_plan_count(port))
-    if not result.refusals:
-        result.extend(secondary.plan(port))
-        result.extend(binding.plan(port))
+    if result.refusals:
+        return result
+    result.extend(attributes.plan_up(port))
+    result.extend(attributes.plan(port))
+    if attributes.holds_probing(port):
+        result.actions.append(_probe(port))
+    result.extend(secondary.plan(port))
+    result.extend(binding.plan(port))
+    result.extend(attributes.plan_after(port))
     return result
 
 
@@ -259,6 +278,7 @@ def _recount(port: Port) -> Action:
     if vanishing:
         text += f"; these vanish{' and are made anew' if count else ''}: {', '.join(vanishing)}"
     vfs = {index: port.state.functions.get(address) for index, address in port.sriov.vfs.items()}
+    netdev = attributes.netdev_of(port)
     return Action(
         kind="set_vf_count",
         unit=pf.address,
@@ -269,13 +289,32 @@ def _recount(port: Port) -> Action:
             "to": count,
             "reserved": binding.reserved(port),
             "autoprobe": port.sriov.autoprobe,
+            "hold": attributes.holds_probing(port),
             "previous": _overrides(port),
+            "netdev": netdev.name if netdev else "",
+            "attributes": attributes.recorded(port),
             "drivers": {str(index): vf.driver for index, vf in vfs.items() if vf},
             "held_back": secondary.held_back(port),
             "controllers": secondary.vanishing(port),
         },
         before={"vf_count": now},
         after={"vf_count": count},
+    )
+
+
+def _probe(port: Port) -> Action:
+    return Action(
+        kind="probe_vfs",
+        unit=port.pf.address,
+        text="let drivers take the new VFs",
+        certainty=PREDICTED,
+        args={
+            "pf": port.pf.address,
+            "count": port.count,
+            "reserved": binding.reserved(port),
+            "autoprobe": port.sriov.autoprobe,
+            "held_back": secondary.held_back(port),
+        },
     )
 
 
@@ -306,8 +345,9 @@ def _give_back(state: State, target: Target, options: Options, staying: Collecti
     sriov = target.function.sriov or Sriov(total=0)
     origin = entry["origin"]
     count = len(sriov.vfs) if entry["wish"]["vf_count"] is None else min(origin["vf_count"], sriov.total)
-    of_pf = firmware.given_back(target.function.address, entry, staying)
-    port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads)
+    of_pf = {**firmware.given_back(target.function.address, entry, staying), **attributes.given_back_pf(entry)}
+    ours = attributes.set_by(entry)
+    port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads, ours=ours)
     port = replace(port, wished=_given_back_vfs(port, entry))
     primary = replace(port, wish=secondary.given_back_primary(entry))
     if count == 0:
@@ -330,6 +370,9 @@ def _given_back_vfs(port: Port, entry: Mapping[str, Any]) -> dict[int, dict[str,
         controller = secondary.given_back_vf(entry, index, port.born)
         if controller:
             wished.setdefault(index, {}).update(controller)
+        values = attributes.given_back(port, index, entry["origin"].get("attributes", {}).get(str(index), {}))
+        if values:
+            wished.setdefault(index, {}).update(values)
     return {index: vf for index, vf in sorted(wished.items()) if index < port.count}
 
 

@@ -11,7 +11,7 @@ parts in their order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -43,6 +43,8 @@ class Port:
     coming: int | None = None
     #: VF index -> what is wished for it; unset keys are not in it.
     wished: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    #: VF index -> what an earlier wish set of it and this plan takes back.
+    ours: Mapping[int, Collection[str]] = field(default_factory=dict)
 
     @property
     def born(self) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, Callable, NamedTuple
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, grub
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_modules
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip, sim_modules
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_spaces import Spaces
@@ -90,6 +90,8 @@ class Pci:
     physfn: str | None = None
     vfs: list[str] = field(default_factory=list)
     autoprobe: bool = True
+    #: What the PF's driver knows of a VF (sim_ip.py).
+    attributes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -118,6 +120,8 @@ class Net:
     peer: str = ""
     #: The number of an XDP program on it.
     xdp: int = 0
+    mtu: int = 1500
+    promisc: bool = False
 
 
 @dataclass
@@ -145,7 +149,7 @@ class SimKernel:
         self.nets: dict[str, Net] = {}
         self.blocks: list[Block] = []
         self.multipath: dict[str, list[str]] = {}
-        self.files: dict[str, str] = {}
+        self.files: dict[str, str] = {"/etc/machine-id": "6b7e0f5ad3c84d0d9d9c2f4d3f0c1a2b\n"}
         self.modes: dict[str, int] = {}
         self.links: dict[str, str] = {}
         self.pids: dict[int, tuple[str, list[str]]] = {}
@@ -190,6 +194,10 @@ class SimKernel:
         self.unreadable: set[str] = set()
         self.lock_holder: str | None = None
         self.mkconfig_breaks = False
+        #: Lines of `ip -batch` that are refused: pattern, error number.
+        self.ip_faults: list[tuple[str, int]] = []
+        #: Ports that get no link when they go up.
+        self.uncabled: set[str] = set()
         # Records.
         self.log: list[tuple[str, str, str]] = []
         self.commands: list[list[str]] = []
@@ -255,6 +263,8 @@ class SimKernel:
             },
             "nvme": {pf: (list(n.primary), n.facts()) for pf, n in self.nvme.items()},
             "firmware": {card: dict(f.next) for card, f in self.firmware.items()},
+            "attributes": {f.address: dict(f.attributes) for f in self.functions.values() if f.physfn},
+            "nets": {name: (net.up, net.mtu, net.promisc) for name, net in self.nets.items()},
             "files": dict(self.files),
             "modes": dict(self.modes),
             "links": dict(self.links),
@@ -295,6 +305,8 @@ class SimKernel:
         if not failure and (driver.name, function.address) not in self.fickle:
             function.driver = driver.name
             self.netless[function.address] = self.netless.get(function.address, 0) - 1
+            if function.physfn and driver.net:
+                sim_ip.probed(self, function)
         self._tree = None
         return failure
 
@@ -311,6 +323,8 @@ class SimKernel:
 
     def _detach(self, function: Pci) -> None:
         function.driver = None
+        if function.physfn:
+            sim_ip.removed(function)
         for address in list(function.vfs):
             # A PF driver's remove() ends SR-IOV (seen: igb).
             self._vanish(function, address)
@@ -320,7 +334,9 @@ class SimKernel:
         if pf.address in self.nvme:
             self.nvme[pf.address].all_offline()
         pf.vfs.remove(address)
-        self.functions.pop(address)
+        vf = self.functions.pop(address)
+        if vf.ifname in self.nets:
+            self.nets[vf.ifname].mtu, self.nets[vf.ifname].promisc = 1500, False
 
     def _register(self, name: str) -> None:
         """driver_register(): from now on it is offered every device that has none."""
@@ -443,7 +459,7 @@ class SimKernel:
                     numa_node=pf.numa_node,
                     physfn=pf.address,
                     ifname=f"{pf.ifname}v{index}" if pf.ifname else "",
-                    mac=self._random_mac(),
+                    attributes=sim_ip.born(pf.driver),
                 )
             )
             pf.vfs.append(vf.address)
@@ -625,6 +641,12 @@ class SimKernel:
                 path = f"/sys/devices/virtual/net/{name}"
             nodes[f"/sys/class/net/{name}"] = Link(path)
             nodes[f"{path}/ifindex"] = "1\n"
+            if net.up:
+                # Reading them gives EINVAL while the device is down (lab).
+                nodes[f"{path}/carrier"] = f"{int(net.carrier)}\n"
+                nodes[f"{path}/speed"] = "1000\n" if net.carrier else "-1\n"
+            if function and function.physfn:
+                nodes[f"{path}/addr_assign_type"] = "0\n" if function.attributes["by_pf"] else "3\n"
             for lower in net.lowers:
                 if lower in here:
                     nodes[f"{path}/lower_{lower}"] = Link(f"/sys/class/net/{lower}")
@@ -807,21 +829,23 @@ class SimKernel:
 
     # --- Commands --------------------------------------------------------------------------------------------------
 
-    def run(self, argv: list[str]) -> tuple[int, str, str]:
+    def run(self, argv: list[str], data: str = "") -> tuple[int, str, str]:
         self.commands.append(argv)
         if argv[0] in self.missing:
             return 127, "", f"{argv[0]}: No such file or directory"
         elsewhere = self.spaces.run(argv)
         if elsewhere:
             return elsewhere
-        if argv[0] == "ip":
+        if argv[:2] == ["ip", "-j"]:
             return 0, json.dumps(self._ip()), ""
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
             # Reading is no step.
             return self._tool(argv)
-        self.log.append(("run", argv[0], " ".join(argv[1:])))
+        self.log.append(("run", argv[0], data or " ".join(argv[1:])))
         if self.fail_at == len(self.log):
             return 1, "", "simulated failure"
+        if argv[0] == "ip":
+            return sim_ip.batch(self, data or " ".join(argv[1:]))
         answer = sim_modules.run(self, argv)
         if answer is not None:
             self._tree = None
@@ -865,7 +889,7 @@ class SimKernel:
         return 1, "", f"Failed to open {argv[2]}: No such file or directory\n"
 
     def _ip(self) -> list[dict[str, Any]]:
-        """`ip -j -d addr show`, as iproute2 6.1 prints it, as far as the engine reads it."""
+        """`ip -j -d addr show` and `link show`, as iproute2 6.1 prints it, as far as the engine reads it."""
         links = [{"ifname": "lo", "flags": ["LOOPBACK", "UP", "LOWER_UP"], "address": "00:00:00:00:00:00",
                   "addr_info": [{"family": "inet", "local": "127.0.0.1", "scope": "host"}]}]
         for name, (function, net) in self.netdevs().items():
@@ -875,6 +899,11 @@ class SimKernel:
             if function and mac != function.mac:
                 link["permaddr"] = function.mac
             link["ifindex"] = self.index(name)
+            link.update(link_type="ether", mtu=net.mtu, max_mtu=9216)
+            if net.promisc:
+                link["flags"].append("PROMISC")
+            if function and function.vfs:
+                link["vfinfo_list"] = sim_ip.vfinfo(self, function)
             if net.kind:
                 link["linkinfo"] = {"info_kind": net.kind}
             if net.peer:
