@@ -31,6 +31,8 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: What the replay of the last boot wrote, as it was before any test.
+        self.replayed = ""
         self.inventory = folder / "hosts.yml"
 
     def lab(self, *words: str, limit: float = 600) -> str:
@@ -104,4 +106,5 @@ def wishes(lab: Lab) -> dict[str, Any]:
     variables = yaml.safe_load(SCENARIO.read_text())
     if lab.shell("ls /sys/kernel/iommu_groups") == "":
         lab.playbook("iovirt.host.site", variables)
+    lab.replayed = lab.shell("cat /run/iovirt-replay.json")
     return {"sriov": variables["sriov_devices"], "vfio": variables["vfio_devices"]}

@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import boot, initramfs, match, read, report, store, users
-from .apply import Outcome, apply
 from .drivers import is_vfio
 from .errors import EngineError
 from .host import Host
-from .model import HOST, Action, Plan, Refusal, State
+from .model import HOST, Action, Outcome, Plan, Refusal, State
 from .read import Needs
-from .resources import iommu, kernel_cmdline, sriov, vfio
+from .resources import sriov, vfio
 from .resources.common import Options
+
+# Imports within functions: a devices call that finds nothing to do, as most do, is spared what it does not use
+# (docs/dev/benchmarks.md).
+if TYPE_CHECKING:
+    from .resources import kernel_cmdline
 
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
 RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio}
@@ -68,7 +72,7 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
     _raise_refusals(plan.refusals)
     outcome = Outcome()
     if not call.check and plan.doable:
-        outcome = apply(host, plan, call.deadline)
+        outcome = _apply(host, plan, call.deadline)
         if not outcome.indeterminate:
             # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
             # from before.
@@ -98,7 +102,15 @@ def _read_more(host: Host, state: State, wishes: Wishes, options: Options) -> St
     return state
 
 
+def _apply(host: Host, plan: Plan, deadline: float | None = None) -> Outcome:
+    from .apply import apply
+
+    return apply(host, plan, deadline)
+
+
 def _iommu_after_reboot(host: Host, state: State) -> bool | None:
+    from .resources import iommu, kernel_cmdline
+
     try:
         return iommu.next_boot(state.iommu, kernel_cmdline.read(host.files))
     except EngineError:
@@ -238,6 +250,8 @@ def _as_owned(item: Mapping[str, Any], entry: Mapping[str, Any] | None) -> dict[
 
 def host_iommu(host: Host, state: str, mode: str | None, prove: bool, call: Call) -> dict[str, Any]:
     """Make the IOMMU as wished by the next boot; with `prove`, fail where it should be so by now."""
+    from .resources import iommu, kernel_cmdline
+
     with _turn(host, call):
         now = read.read_iommu(host.files)
         try:
@@ -251,16 +265,18 @@ def host_iommu(host: Host, state: str, mode: str | None, prove: bool, call: Call
         failed = iommu.proof(now, parameters, state, mode) if prove and state != "absent" else None
         if failed:
             raise EngineError(failed)
-        outcome = apply(host, plan) if not call.check and plan.doable else Outcome()
+        outcome = _apply(host, plan) if not call.check and plan.doable else Outcome()
     return report.result(plan, outcome, {"iommu": iommu.info(now)})
 
 
 def host_cmdline(host: Host, wish: kernel_cmdline.Wish, call: Call) -> dict[str, Any]:
     """Make the kernel command line of the next boot as wished."""
+    from .resources import kernel_cmdline
+
     with _turn(host, call):
         parameters = kernel_cmdline.read(host.files)
         plan = kernel_cmdline.plan(parameters, wish)
         _raise_refusals(plan.refusals)
-        outcome = apply(host, plan) if not call.check and plan.doable else Outcome()
+        outcome = _apply(host, plan) if not call.check and plan.doable else Outcome()
         after = kernel_cmdline.read(host.files) if outcome.done else parameters
     return report.result(plan, outcome, {"kernel_cmdline": kernel_cmdline.info(after)})

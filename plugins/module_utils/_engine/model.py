@@ -256,3 +256,12 @@ class Plan:
         self.predicted.update(other.predicted)
         self.waived |= other.waived
         self.devices.update(other.devices)
+
+
+@dataclass
+class Outcome:
+    """What was done, and for each device that failed a sentence."""
+
+    done: list[Action] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    indeterminate: list[str] = field(default_factory=list)

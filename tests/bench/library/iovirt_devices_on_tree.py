@@ -12,8 +12,8 @@ _realpath = os.path.realpath
 # The engine's copy is looked for before anybody can say where the tree is.
 os.path.realpath = lambda path, **more: _realpath(_ROOT + path if path.startswith("/var/lib/iovirt") else path, **more)
 
-from ansible_collections.iovirt.host.plugins.module_utils import _door
-from ansible_collections.iovirt.host.plugins.module_utils._engine import engine
+from ansible_collections.iovirt.host.plugins.module_utils import _door  # noqa: E402
+from ansible_collections.iovirt.host.plugins.module_utils._engine import engine  # noqa: E402
 
 _REAL, _RUN = _door.FileSystem, _door._run_command
 
