@@ -42,7 +42,7 @@ def lab(
         bridge = sim.add(Pci(port, "1b36:000c", "060400", parent="/sys/devices/pci0000:80", numa_node=0))
         sim.add(
             Pci(address, "8086:10c9", "020000", parent=bridge.path, subsystem="8086:a04c", numa_node=0,
-                slot=str(number + 1), total_vfs=7, offset=0x180, stride=2, vf_ids="8086:10ca",
+                slot=str(number + 1), total_vfs=7, device_vfs=8, offset=0x180, stride=2, vf_ids="8086:10ca",
                 ifname=f"enp{129 + number}s0", mac=f"52:54:00:00:01:0{number}")
         )
     port = sim.add(Pci("0000:90:00.0", "1b36:000c", "060400", parent="/sys/devices/pci0000:90", numa_node=1))

@@ -30,6 +30,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_spaces import Spaces
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_text import kstrtobool, kstrtou16
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
@@ -71,6 +72,8 @@ class Pci:
     numa_node: int = -1
     slot: str = ""
     total_vfs: int | None = None
+    #: TotalVFs of the device itself, where its driver allows fewer (pci_sriov_set_totalvfs: igb 7 of 8).
+    device_vfs: int = 0
     offset: int = 0
     stride: int = 0
     vf_ids: str = ""
@@ -360,10 +363,9 @@ class SimKernel:
         if function and function.total_vfs is not None and name == "sriov_numvfs":
             return self._set_count(function, data)
         if function and function.total_vfs is not None and name == "sriov_drivers_autoprobe":
-            if data.strip() not in ("0", "1"):
-                return errno.EINVAL
-            function.autoprobe = data.strip() == "1"
-            return 0
+            wanted = kstrtobool(data)
+            function.autoprobe = function.autoprobe if wanted is None else wanted
+            return errno.EINVAL if wanted is None else 0
         return errno.EACCES
 
     def _drivers_probe(self, address: str) -> int:
@@ -396,12 +398,17 @@ class SimKernel:
         function.override = data.split("\n")[0] or None
         return 0
 
+    def _total(self, pf: Pci) -> int:
+        """pci_sriov_get_totalvfs(): the driver's limit where it sets one, which pci_iov_remove() lifts when it goes."""
+        own = pf.driver is not None and self.known_drivers[pf.driver].sriov
+        return (pf.total_vfs or 0) if own else max(pf.total_vfs or 0, pf.device_vfs)
+
     def _set_count(self, pf: Pci, data: str) -> int:
         """sriov_numvfs_store(), drivers/pci/iov.c, in its order: syntax, range, same value, driver, busy."""
-        if not re.fullmatch(r"\+?\d+\n?", data):
+        count = kstrtou16(data)
+        if count is None:
             return errno.EINVAL
-        count = int(data)
-        if count > (pf.total_vfs or 0):
+        if count > self._total(pf):
             return errno.ERANGE
         if count == len(pf.vfs):
             return 0
@@ -556,7 +563,7 @@ class SimKernel:
                 attributes["boot_vga"] = str(int(f.boot_vga))
             if f.total_vfs is not None:
                 attributes.update(
-                    sriov_totalvfs=str(f.total_vfs),
+                    sriov_totalvfs=str(self._total(f)),
                     sriov_numvfs=str(len(f.vfs)),
                     sriov_drivers_autoprobe=str(int(f.autoprobe)),
                     sriov_offset=str(f.offset),
@@ -749,7 +756,8 @@ class SimKernel:
             raise Stuck(f"the write of {data!r} to {path} has not returned within {limit:g} s")
         if real not in self._nodes():
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        code = self._sysfs_write(real, data)
+        # kernfs does not ask the attribute about nothing (kernfs_fop_write_iter).
+        code = self._sysfs_write(real, data) if data else 0
         self._tree = None
         if code:
             raise OSError(code, os.strerror(code), path)
