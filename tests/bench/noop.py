@@ -35,14 +35,8 @@ WISHES: dict[str, Any] = {
 }
 
 
-def play(folder: Path, inventory: str, host: str, measured: str, rounds: int, prepare: list[dict[str, Any]]) -> None:
-    """Both modules in turn, with what the measured one is called here."""
-    wrapped = {"ansible_python_interpreter": f"{folder}/python"}
-    tasks: list[dict[str, Any]] = [*prepare, {"name": "as wished", measured: WISHES, "vars": wrapped}]
-    for number in range(rounds + 1):
-        tasks.append({"name": f"floor {number}", "iovirt_floor": {}, "vars": wrapped})
-        tasks.append({"name": f"devices {number}", measured: WISHES, "vars": wrapped, "register": "said",
-                      "failed_when": "said is failed or said is changed"})  # fmt: skip
+def play(folder: Path, inventory: str, host: str, tasks: list[dict[str, Any]]) -> None:
+    """Run the tasks by one play over one connection."""
     book = folder / "play.yml"
     book.write_text(yaml.safe_dump([{"hosts": host, "gather_facts": False, "tasks": tasks}], sort_keys=False))
     environment = {**os.environ, "ANSIBLE_LIBRARY": str(HERE / "library"), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
@@ -50,6 +44,17 @@ def play(folder: Path, inventory: str, host: str, measured: str, rounds: int, pr
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         sys.exit(f"error: the play failed:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
+
+
+def pairs(folder: Path, measured: str, rounds: int) -> list[dict[str, Any]]:
+    """Both modules in turn, with what the measured one is called here; before them one run that makes all as wished."""
+    wrapped = {"ansible_python_interpreter": f"{folder}/python"}
+    tasks: list[dict[str, Any]] = [{"name": "as wished", measured: WISHES, "vars": wrapped}]
+    for number in range(rounds + 1):
+        tasks.append({"name": f"floor {number}", "iovirt_floor": {}, "vars": wrapped})
+        tasks.append({"name": f"devices {number}", measured: WISHES, "vars": wrapped, "register": "said",
+                      "failed_when": "said is failed or said is changed"})  # fmt: skip
+    return tasks
 
 
 def wrapper(folder: Path, environment: str = "") -> str:
@@ -123,8 +128,8 @@ def on_tree(rounds: int) -> float:
         environment = f"export IOVIRT_BENCH_ROOT={folder}/root PATH={folder}/bin:$PATH\n"
         (folder / "python").write_text(wrapper(folder, environment))
         (folder / "python").chmod(0o755)
-        play(folder, "localhost,", "localhost", "iovirt_devices_on_tree", rounds,
-             [{"name": "here", "ansible.builtin.set_fact": {"ansible_connection": "local"}}])  # fmt: skip
+        here = {"name": "here", "ansible.builtin.set_fact": {"ansible_connection": "local"}}
+        play(folder, "localhost,", "localhost", [here, *pairs(folder, "iovirt_devices_on_tree", rounds)])
         return report("tree of files, this machine", (folder / "times").read_text())
 
 
@@ -146,7 +151,7 @@ def on_lab(host: str, rounds: int) -> float:
             {"name": "same folder there", "ansible.builtin.file": {"path": name, "state": "directory", "mode": "0700"}},
             {"name": "wrapper", "ansible.builtin.copy": {"content": wrapper(folder), "dest": f"{folder}/python", "mode": "0755"}},
         ]
-        play(folder, str(folder / "hosts.yml"), host, "iovirt.host.devices", rounds, prepare)
+        play(folder, str(folder / "hosts.yml"), host, [*prepare, *pairs(folder, "iovirt.host.devices", rounds)])
         times = lab_command("ssh", host, "--", f"cat {folder}/times; rm -r {folder}")
         return report(f"lab host {host}", times)
 

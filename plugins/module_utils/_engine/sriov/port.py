@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .. import sysfs
@@ -48,9 +49,9 @@ class Port:
         """Are the VFs made (anew) by this very plan? Then they are as the kernel makes them."""
         return self.count != len(self.sriov.vfs)
 
-    @property
+    @cached_property
     def addresses(self) -> Mapping[int, str]:
-        """VF index -> its address, as it is or as it will be."""
+        """VF index -> its address, as it is or as it will be. Reckoned once: each VF's plan asks for it."""
         if self.born:
             return {index: predict_address(self.pf, self.sriov, index) for index in range(self.count)}
         return self.sriov.vfs
