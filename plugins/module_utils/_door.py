@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -25,9 +26,10 @@ _COPY = "/var/lib/iovirt/engine/current/iovirt_engine"
 
 def _sources() -> dict[str, str]:
     """The engine's files, from wherever this module was loaded: Ansible's payload is a zip file."""
-    return {name: data.decode() for name, data in _PAYLOAD.items()}
+    return {name: data.decode() for name, data in _payload()[0].items()}
 
 
+@functools.cache
 def _payload() -> tuple[dict[str, bytes], list[str]]:
     """The engine's files as this module brought them, by their names below the engine's folder; its packages."""
     files, packages, folders = {}, [], [""]
@@ -58,17 +60,18 @@ def _use_copy(folder: str) -> None:
     to know the file's name): it was two thirds of what a call with nothing to do cost (docs/dev/benchmarks.md).
 
     What this module brought comes second, for a run that removes the copy."""
-    if any(_read(f"{folder}/{name}") != data for name, data in _PAYLOAD.items()):
+    files, packages = _payload()
+    if any(_read(f"{folder}/{name}") != data for name, data in files.items()):
         return
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    _engine.__path__ = [folder, *_engine.__path__]
-    for name in _PACKAGES:
+    # Another Python than the one that compiled the copy leaves no files of its own there; check mode would be no check.
+    sys.dont_write_bytecode = True
+    brought = list(_engine.__path__)
+    _engine.__path__ = [folder, *brought]
+    for name in packages:
         package = importlib.import_module(f"{_engine.__name__}.{name}")
-        package.__path__ = [f"{folder}/{name}", *(os.path.join(path, name) for path in list(_engine.__path__)[1:])]
-    sys.dont_write_bytecode = writes
+        package.__path__ = [os.path.join(path, name) for path in (folder, *brought)]
 
 
-_PAYLOAD, _PACKAGES = _payload()
 if ".zip" in next(iter(_engine.__path__)):
     _use_copy(os.path.realpath(_COPY))
 
