@@ -15,6 +15,7 @@ import dataclasses
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import actions, boot, engine, grub
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.kernel_cmdline import Wish
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_modules
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import EDU, PF1, PF2, at, call, lab
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES
 
@@ -64,6 +65,12 @@ def command_line():
     return sim, lambda: engine.host_cmdline(sim.host(), Wish(present=["hugepages=8"]), engine.Call(who="test"))
 
 
+def claimed_early():
+    sim = lab()
+    sim.initramfs_tool = sim_modules.INITRAMFS_TOOLS
+    return devices(sim, vfio=[at(EDU, early=True)])
+
+
 SCENARIOS = {
     "set_vf_count": with_vfs,
     "bind": living_vfs,
@@ -71,12 +78,16 @@ SCENARIOS = {
     "declare": first_device,
     "write_file": command_line,
     "grub_mkconfig": command_line,
+    "refresh_initramfs": claimed_early,
     "install_replay": first_device,
     "remove_replay": all_given_back,
 }
 
 #: Kinds that are not put back, and why.
-NOT_PUT_BACK = {"remove_replay": "a half-removed replay is worse than none; the next run ends it (boot.undo_remove)"}
+NOT_PUT_BACK = {
+    "remove_replay": "a half-removed replay is worse than none; the next run ends it (boot.undo_remove)",
+    "refresh_initramfs": "the record says from then on that an image may hold anything; the next run makes it anew (initramfs.undo)",
+}
 
 #: What a step may do in vain without failing: an offer to drivers, what only makes later runs faster, the operator's
 #: command on a read-only /usr, what is left beside grub.cfg.
