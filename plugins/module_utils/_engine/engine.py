@@ -31,7 +31,7 @@ _READ_MORE = {sriov.NAME: sriov.read_more}
 LOCK_LIMIT = 120.0
 
 #: Steps that take something from whoever has it.
-_TAKING = ("set_vf_count", "bind", "release")
+_TAKING = ("set_vf_count", "bind", "release", "detach_vfs", "devlink_reload")
 
 Wishes = Mapping[str, Sequence[Mapping[str, Any]]]
 

@@ -29,9 +29,9 @@ def before_unbind(state: State, function: Function, going: Collection[str] = ())
     return found
 
 
-def before_recount(state: State, pf: Function) -> list[Refusal]:
-    """What stands against changing the number of VFs: all present VFs vanish, and the PF's link goes down."""
-    found = list(_flapping(state, pf))
+def before_recount(state: State, pf: Function, doing: str = "changing its number of VFs") -> list[Refusal]:
+    """What stands against changing the number of VFs, or what else takes its VFs away for a moment: the PF's link goes down as well."""
+    found = list(_flapping(state, pf, doing))
     vfs = list((pf.sriov.vfs if pf.sriov else {}).values())
     for address in vfs:
         vf = state.functions.get(address)
@@ -126,13 +126,18 @@ def _lost_network(state: State, function: Function, going: Collection[str]) -> I
             break
 
 
-def _flapping(state: State, pf: Function) -> Iterator[Refusal]:
+def before_new_netdev(state: State, pf: Function) -> list[Refusal]:
+    """What stands against a step after which the PF's port has another network device, without addresses and masters."""
+    return list(_lost_network(state, pf, ()))
+
+
+def _flapping(state: State, pf: Function, doing: str) -> Iterator[Refusal]:
     """Many drivers close and reopen a running port when the count changes (seen: igb)."""
     for netdev in _netdevs(state, pf):
         used = next((what for reached, _shared in _reach(state, netdev) if (what := _carries(state, reached))), None)
         used = used or (f"a leg of {netdev.uppers[0]}" if netdev.uppers else None)
         if netdev.up and netdev.carrier and used:
-            reason = f"changing its number of VFs takes the running link of {netdev.name} ({used}) down for a moment."
+            reason = f"{doing} takes the running link of {netdev.name} ({used}) down for a moment."
             yield _refusal(pf, "link_flap", reason)
 
 

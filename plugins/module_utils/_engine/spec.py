@@ -43,6 +43,24 @@ _TARGET: dict[str, Any] = {
 SRIOV: dict[str, Any] = {
     **_TARGET,
     "vf_count": {"type": "int"},
+    "eswitch": {
+        "type": "dict",
+        "options": {
+            "mode": {"type": "str", "choices": ["legacy", "switchdev"]},
+            "inline_mode": {"type": "str", "choices": ["none", "link", "network", "transport"]},
+            "encap_mode": {"type": "str", "choices": ["none", "basic"]},
+        },
+    },
+    "devlink_params": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "name": {"type": "str", "required": True},
+            "value": {"type": "raw", "required": True},
+            "cmode": {"type": "str", "required": True, "choices": ["runtime", "driverinit", "permanent"]},
+        },
+    },
+    "hw_tc_offload": {"type": "bool"},
     "vf_defaults": {"type": "dict", "options": {"driver": {"type": "str"}}},
     "vfs": {
         "type": "list",

@@ -116,7 +116,9 @@ def declare(
     identity: Mapping[str, Any] = store.identity(state, function)
     allowed = set(waived)
     if old and old["identity"].get("ids") == identity["ids"]:
-        origin = old["origin"]
+        # What is wished of the PF now and was not before is recorded as it is found now.
+        of_pf = {**origin.get("pf", {}), **old["origin"].get("pf", {})}
+        origin = {**old["origin"], **({"pf": of_pf} if of_pf else {})}
         allowed |= set(old.get("allow", ()))
         identity = {key: identity[key] or old["identity"].get(key, "") for key in identity}
     entry = {"identity": identity, "wish": dict(wish), "origin": dict(origin), "allow": sorted(allowed)}

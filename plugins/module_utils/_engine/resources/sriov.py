@@ -11,6 +11,7 @@ Rules of the kernel: Documentation/PCI/pci-iov-howto.rst and drivers/pci/iov.c. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import drivers, guards, store, sysfs
@@ -63,6 +64,7 @@ def info(state: State) -> list[dict[str, Any]]:
         {
             "match": {"address": [function.address]},
             "vf_count": len(function.sriov.vfs),
+            **eswitch.info(state, function),
             "vfs": [{"range": str(index), **_vf_facts(state, vf)} for index, vf in function.sriov.vfs.items()],
         }
         for function in state.functions.values()
@@ -156,10 +158,11 @@ def _take(state: State, target: Target, options: Options) -> Plan:
     if common.refuse_all(result, refusals):
         return result
     wished = binding.resolved(state, target.function, wished)
-    of_pf = {key: value for key, value in target.wish.items() if key not in _NOT_OF_PF and value is not None}
+    of_pf = {key: value for key, value in _without_unset(target.wish).items() if key not in _NOT_OF_PF}
     port = Port(state, target.function, sriov, options, target.label, of_pf, count, wished)
     if common.refuse_all(result, _check(port)):
         return result
+    port = replace(port, cleared=eswitch.clears_vfs(port))
     wish = {**of_pf, "vf_count": wish_count, "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
     steps = _converge(port)
     result.actions = common.declare(state, NAME, port.pf, wish, _origin(port), steps.waived)
@@ -167,34 +170,54 @@ def _take(state: State, target: Target, options: Options) -> Plan:
     return result
 
 
+def _without_unset(value: Any) -> Any:
+    """Without what is null, at any depth, and without what is empty for it: unset means untouched."""
+    if isinstance(value, Mapping):
+        kept = {key: _without_unset(part) for key, part in value.items() if part is not None}
+        return {key: part for key, part in kept.items() if part not in ({}, [])}
+    if isinstance(value, list):
+        return [_without_unset(part) for part in value]
+    return value
+
+
 def _check(port: Port) -> list[Refusal]:
     """What is wrong with the wish, as each part sees it."""
-    return binding.check(port)
+    return [*binding.check(port), *eswitch.check(port)]
 
 
 def _origin(port: Port) -> dict[str, Any]:
     """How it was before the collection touched it."""
-    return {"driver": port.pf.native, "vf_count": len(port.sriov.vfs), "overrides": _overrides(port)}
+    found = {"driver": port.pf.native, "vf_count": len(port.sriov.vfs), "overrides": _overrides(port)}
+    of_pf = eswitch.origin(port)
+    return {**found, "pf": of_pf} if of_pf else found
 
 
 def _converge(port: Port) -> Plan:
-    """The parts in their order: VFs are born, then get what belongs to them, then their drivers."""
-    result = Plan()
-    if port.born:
-        result.extend(_plan_count(port))
-        if result.refusals:
-            return result
+    """The parts in their order: the switch as far as it is set without VFs, VFs are born, then get what belongs to them, then their drivers."""
+    result = eswitch.guard(port)
+    if result.refusals:
+        return result
+    now = len(port.sriov.vfs)
+    if port.cleared:
+        result.extend(_plan_count(port, now, 0))
+        now = 0
+    result.extend(eswitch.before_count(port))
+    if now != port.count:
+        result.extend(_plan_count(port, now, port.count))
+    if result.refusals:
+        return result
+    result.extend(eswitch.after_count(port))
     result.extend(binding.plan(port))
     return result
 
 
-def _plan_count(port: Port) -> Plan:
+def _plan_count(port: Port, now: int, count: int) -> Plan:
     result = Plan()
     if common.refuse_all(result, _would_hang(port.state, port.pf)):
         return result
     if common.guarded(result, guards.before_recount(port.state, port.pf), port.options, port.pf.address):
         return result
-    result.actions.append(_recount(port))
+    result.actions.append(_recount(port, now, count))
     return result
 
 
@@ -207,13 +230,14 @@ def _would_hang(state: State, pf: Function) -> list[Refusal]:
     return [Refusal(pf.address, reason, way_out)]
 
 
-def _recount(port: Port) -> Action:
-    pf, now, count = port.pf, len(port.sriov.vfs), port.count
-    vanishing = [_vf_name(port.state, index, address) for index, address in port.sriov.vfs.items()]
+def _recount(port: Port, now: int, count: int) -> Action:
+    """From `now` VFs to `count`. Where the present ones go first, for a reason of the switch, this is planned twice."""
+    pf, present = port.pf, port.sriov.vfs if now else {}
+    vanishing = [_vf_name(port.state, index, address) for index, address in present.items()]
     text = f"set the number of VFs from {now} to {count}"
     if vanishing:
-        text += f"; these vanish{' and are made anew' if count else ''}: {', '.join(vanishing)}"
-    vfs = {index: port.state.functions.get(address) for index, address in port.sriov.vfs.items()}
+        text += f"; these vanish{' and are made anew' if count or port.count else ''}: {', '.join(vanishing)}"
+    vfs = {index: port.state.functions.get(address) for index, address in present.items()}
     return Action(
         kind="set_vf_count",
         unit=pf.address,
@@ -222,9 +246,9 @@ def _recount(port: Port) -> Action:
             "pf": pf.address,
             "from": now,
             "to": count,
-            "reserved": binding.reserved(port),
+            "reserved": binding.reserved(port) if count else {},
             "autoprobe": port.sriov.autoprobe,
-            "previous": _overrides(port),
+            "previous": _overrides(port) if now else {},
             "drivers": {str(index): vf.driver for index, vf in vfs.items() if vf},
         },
         before={"vf_count": now},
@@ -263,7 +287,10 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
     wished = {index: {"driver": overrides.get(str(index), "default")} for index in owned}
     count = len(sriov.vfs) if entry["wish"]["vf_count"] is None else origin["vf_count"]
     wished = {index: vf for index, vf in wished.items() if index < count}
-    result.extend(_converge(Port(state, target.function, sriov, options, target.label, {}, count, wished)))
+    port = Port(state, target.function, sriov, options, target.label, eswitch.as_before(origin.get("pf", {})), count, wished)
+    if common.refuse_all(result, eswitch.check(port)):
+        return result
+    result.extend(_converge(replace(port, cleared=eswitch.clears_vfs(port))))
     result.actions += common.forget(state, NAME, target.function)
     return result
 

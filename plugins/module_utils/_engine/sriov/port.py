@@ -36,11 +36,13 @@ class Port:
     count: int = 0
     #: VF index -> what is wished for it; unset keys are not in it.
     wished: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    #: The VFs that are there go before anything else: what the plan does to the port is not possible with them.
+    cleared: bool = False
 
     @property
     def born(self) -> bool:
         """Are the VFs made (anew) by this very plan? Then they are as the kernel makes them."""
-        return self.count != len(self.sriov.vfs)
+        return self.cleared or self.count != len(self.sriov.vfs)
 
     @property
     def addresses(self) -> Mapping[int, str]:

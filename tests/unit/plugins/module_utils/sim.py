@@ -28,6 +28,8 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import 
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_modules
 
+from .sim_devlink import Devlink
+
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 RELEASE = "6.12.0-sim"
@@ -178,6 +180,7 @@ class SimKernel:
         self._tree: dict[str, Any] | None = None
         self._children: dict[str, set[str]] = {}
         self._macs = 0
+        self.devlink = Devlink(self)
 
     # --- Building --------------------------------------------------------------------------------------------------
 
@@ -238,6 +241,7 @@ class SimKernel:
             "modes": dict(self.modes),
             "links": dict(self.links),
             "images": {path: dict(held) for path, held in self.images.items()},
+            "devlink": self.devlink.snapshot(),
         }
 
     def of_device(self, address: str) -> dict[str, Any]:
@@ -325,6 +329,9 @@ class SimKernel:
             return self._drivers_probe(data.strip())
         if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
             return self._bind(folder.rpartition("/")[2], name, data.strip())
+        other = self.devlink.write(real, data)
+        if other is not None:
+            return other
         function = self.functions.get(folder.rpartition("/")[2])
         if function and name == "driver_override":
             return self._set_override(function, data)
@@ -451,6 +458,7 @@ class SimKernel:
         self.identity_groups = any(cmdline.satisfied(cmdline.split(words), w) for w in ("iommu=pt", "iommu.passthrough=1"))
         self.files["/proc/interrupts"] = "  24:  0  IR-PCI-MSI  igb\n" if self.iommu_on else "  24:  0  PCI-MSI  igb\n"
         self.registered.clear()
+        self.devlink.reboot()
         for function in self.functions.values():
             function.driver = function.override = function.group = None
             function.vfs, function.autoprobe = [], True
@@ -479,7 +487,7 @@ class SimKernel:
     def _nodes(self) -> dict[str, Any]:
         if self._tree is None:
             nodes: dict[str, Any] = {}
-            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes):
+            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes, self.devlink.nodes):
                 nodes.update(part())
             nodes.update(self.files)
             nodes.update({path: Link(target) for path, target in self.links.items()})
@@ -564,6 +572,9 @@ class SimKernel:
                 path = f"/sys/devices/virtual/net/{name}"
             nodes[f"/sys/class/net/{name}"] = Link(path)
             nodes[f"{path}/ifindex"] = "1\n"
+            if function:
+                attributes = self.devlink.port_attributes(function.address)
+                nodes.update({f"{path}/{key}": text + "\n" for key, text in attributes.items()})
             for lower in net.lowers:
                 if lower in here:
                     nodes[f"{path}/lower_{lower}"] = Link(f"/sys/class/net/{lower}")
@@ -633,7 +644,7 @@ class SimKernel:
     # --- The Files protocol ----------------------------------------------------------------------------------------
 
     def attr(self, path: str) -> str | None:
-        if path.endswith("/sriov_numvfs"):
+        if path.endswith("/sriov_numvfs") and "/pci/" in path:
             raise AssertionError("reading sriov_numvfs hangs while a write to it hangs (lab)")
         if self._held(path):
             raise AssertionError(f"reading {path} hangs: a write that has not returned holds the device's lock")
@@ -746,8 +757,10 @@ class SimKernel:
 
     def run(self, argv: list[str]) -> tuple[int, str, str]:
         self.commands.append(argv)
-        if argv[0] == "ip":
+        if argv[0] == "ip" and argv[1:3] != ["link", "set"]:
             return 0, json.dumps(self._ip()), ""
+        if "show" in argv or argv[:2] == ["ethtool", "-k"]:
+            return self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
         self.log.append(("run", argv[0], " ".join(argv[1:])))
         if self.fail_at == len(self.log):
             return 1, "", "simulated failure"
@@ -757,6 +770,9 @@ class SimKernel:
             return answer
         if argv[0] == "modprobe" and argv[2] in self.module_refusal:
             return 1, "", self.module_refusal[argv[2]]
+        answer = self.devlink.run(argv)
+        if answer is not None:
+            return answer
         if argv[:2] == ["modprobe", "--"]:
             drivers = self._module(argv[2])
             for driver in drivers:
@@ -790,7 +806,15 @@ class SimKernel:
                 {"family": "inet6" if ":" in a else "inet", "local": a, "scope": "link" if a.startswith("fe80") else "global"}
                 for a in net.addresses
             ]
+            if function:
+                link.update(self.devlink.port_attributes(function.address))
             links.append(link)
+        for other in self.devlink.links():
+            flags = ["UP", "LOWER_UP"] if other["up"] else []
+            net = self.nets.get(other["ifname"])
+            links.append({"ifname": other["ifname"], "flags": ["BROADCAST", *flags], "address": "2a:49:94:40:48:66",
+                          "phys_port_name": other["phys_port_name"], "phys_switch_id": other["phys_switch_id"],
+                          "addr_info": [{"family": "inet", "local": a, "scope": "global"} for a in (net.addresses if net else [])]})
         return links
 
     def _mkconfig(self, path: str) -> tuple[int, str, str]:
