@@ -162,7 +162,7 @@ def _take(state: State, target: Target, options: Options) -> Plan:
     port = Port(state, target.function, sriov, options, target.label, of_pf, count, wished)
     if common.refuse_all(result, _check(port)):
         return result
-    port = replace(port, cleared=eswitch.clears_vfs(port))
+    port = _cleared(port)
     wish = {**of_pf, "vf_count": wish_count, "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
     steps = _converge(port)
     result.actions = common.declare(state, NAME, port.pf, wish, _origin(port), steps.waived)
@@ -209,6 +209,14 @@ def _converge(port: Port) -> Plan:
     result.extend(eswitch.after_count(port))
     result.extend(binding.plan(port))
     return result
+
+
+def _cleared(port: Port) -> Port:
+    """With the VFs made anew where the switch needs that. Nobody asked for it, so those without a wish keep the driver that they were given."""
+    if not eswitch.clears_vfs(port):
+        return port
+    kept = {int(index): {"driver": driver} for index, driver in _overrides(port).items() if int(index) < port.count}
+    return replace(port, cleared=True, wished={**port.wished, **{i: {**vf, **port.wished.get(i, {})} for i, vf in kept.items()}})
 
 
 def _plan_count(port: Port, now: int, count: int) -> Plan:
@@ -290,7 +298,7 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
     port = Port(state, target.function, sriov, options, target.label, eswitch.as_before(origin.get("pf", {})), count, wished)
     if common.refuse_all(result, eswitch.check(port)):
         return result
-    result.extend(_converge(replace(port, cleared=eswitch.clears_vfs(port))))
+    result.extend(_converge(_cleared(port)))
     result.actions += common.forget(state, NAME, target.function)
     return result
 

@@ -36,7 +36,8 @@ def read_more(host: Host, state: State, targets: Sequence[Target]) -> State:
     wanted = {}
     for target in targets:
         entry = common.stored_entry(state, "sriov", target.function.address)
-        wish = (entry["wish"] if entry else {}) if target.absent else target.wish
+        # What is given back is all that was ever touched, also what a later wish no longer named.
+        wish = as_before(entry["origin"].get("pf", {}) if entry else {}) if target.absent else target.wish
         keys = [key for key in KEYS if wish.get(key) is not None]
         if keys and target.function.address in state.functions:
             wanted[target.function.address] = (keys, wish)
@@ -194,7 +195,8 @@ def _check_eswitch(port: Port) -> list[Refusal]:
     if not wished:
         return []
     if _eswitch(port).get("error"):
-        reason = f"its driver {port.pf.driver} has no eswitch to set ({_eswitch(port)['error']})."
+        whose = f"its driver {port.pf.driver}" if port.pf.driver else "it has no driver, and the kernel without one"
+        reason = f"{whose} has no eswitch to set ({_eswitch(port)['error']})."
         return [port.wrong(reason, "Leave eswitch unset for it.")]
     missing = [key for key in wished if key not in _eswitch(port)]
     if missing:

@@ -759,20 +759,17 @@ class SimKernel:
         self.commands.append(argv)
         if argv[0] == "ip" and argv[1:3] != ["link", "set"]:
             return 0, json.dumps(self._ip()), ""
-        if "show" in argv or argv[:2] == ["ethtool", "-k"]:
+        if argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv):
             return self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
         self.log.append(("run", argv[0], " ".join(argv[1:])))
         if self.fail_at == len(self.log):
             return 1, "", "simulated failure"
-        answer = sim_modules.run(self, argv)
+        answer = sim_modules.run(self, argv) or self.devlink.run(argv)
         if answer is not None:
             self._tree = None
             return answer
         if argv[0] == "modprobe" and argv[2] in self.module_refusal:
             return 1, "", self.module_refusal[argv[2]]
-        answer = self.devlink.run(argv)
-        if answer is not None:
-            return answer
         if argv[:2] == ["modprobe", "--"]:
             drivers = self._module(argv[2])
             for driver in drivers:

@@ -37,8 +37,6 @@ class Profile:
     unbound: bool = False
     #: Seconds until the port names its switch after the mode has changed (mlx5e: the uplink representor comes from a work queue).
     uplink_delay: float = 0.0
-    #: A reload takes VFs and mode with it (nsim_dev_reload_destroy in netdevsim/dev.c; lab).
-    reload_clears: bool = True
 
 
 PROFILES = {

@@ -180,6 +180,19 @@ def test_ice_wants_no_vfs_for_it():
     assert (instance(sim, ICE).mode, len(sim.functions[ICE].vfs)) == ("legacy", 2)
 
 
+def test_vfs_that_others_gave_to_a_driver_keep_it_when_they_are_made_anew():
+    sim = switches()
+    sim.write(f"{DEVICES}/{ICE}/sriov_numvfs", "2")
+    vf = sim.functions[ICE].vfs[1]
+    sim.run(["modprobe", "--", "vfio-pci"])
+    sim.write(f"{DEVICES}/{vf}/driver_override", "vfio-pci")
+    sim.write(f"{DEVICES}/{vf}/driver/unbind", vf)
+    sim.write("/sys/bus/pci/drivers_probe", vf)
+    assert drivers_of(sim, ICE) == ["iavf", "vfio-pci"]
+    converged(sim, sriov=[at(ICE, eswitch=SWITCHDEV)])
+    assert drivers_of(sim, ICE) == ["iavf", "vfio-pci"]
+
+
 def test_the_port_is_brought_up_when_it_was():
     sim = switches()
     sim.nets["enp161s0f0np0"] = Net()
@@ -206,6 +219,10 @@ def test_what_a_driver_does_not_have_is_refused():
     refused(sim, PF1, "has no eswitch", "No such device", sriov=[at(PF1, eswitch=SWITCHDEV)])
     refused(sim, NSIM, "no inline mode", sriov=[at(NSIM, eswitch={"inline_mode": "transport"})])
     refused(sim, ICE, "no encap mode", sriov=[at(ICE, eswitch={"encap_mode": "basic"})])
+    sim.functions[MLX4LX].driver = None
+    del sim.devlink.instances[f"pci/{MLX4LX}"]
+    sim._tree = None
+    refused(sim, MLX4LX, "it has no driver", sriov=[at(MLX4LX, eswitch=SWITCHDEV)])
     instance(sim, NSIM).eswitch = False
     refused(sim, NSIM, "has no eswitch", "Operation not supported", sriov=[at(NSIM, eswitch=SWITCHDEV)])
 
