@@ -82,6 +82,7 @@ def facts(state: State, function: Function) -> dict[str, Any]:
         "drivers_autoprobe": sriov.autoprobe,
         "vfio_driver": common.best_vfio(state, f"{function.address}/vf"),
         "declared": common.stored_entry(state, NAME, function.address) is not None,
+        "representors": eswitch.representors(state, function),
         "vfs": [_vf_beside(state, index, address) for index, address in sriov.vfs.items()],
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import host_info, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, host_info, replay
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     ICE,
     MLX4LX,
@@ -122,6 +122,16 @@ def test_netdevsim_goes_to_switchdev_and_back():
     result = converged(sim, sriov=[at(NSIM, state="absent")])
     assert texts(result)[0] == "set the eswitch mode from switchdev to legacy"
     assert (instance(sim, NSIM).mode, sim.devlink.netdevsims[NSIM].vfs) == ("legacy", 0)
+
+
+def test_what_sriov_info_says_is_valid_input():
+    sim = switches()
+    wish = at(NSIM, vf_count=2, eswitch=SWITCHDEV, hw_tc_offload=True)
+    call(sim, sriov=[wish])
+    found = engine.resource_info(sim.host(), "sriov", {"address": [NSIM]})
+    assert found["devices"][0]["eswitch"] == SWITCHDEV and found["devices"][0]["hw_tc_offload"] is True
+    assert [item["vf"] for item in found["facts"][0]["representors"]] == [0, 1]
+    assert call(sim, sriov=found["devices"])["changed"] is False
 
 
 def test_mlx5_takes_the_vfs_from_their_drivers():
