@@ -22,6 +22,9 @@ ATTRIBUTES = {"mode": "mode", "inline_mode": "inline-mode", "encap_mode": "encap
 #: Seconds until the port is there again, with its switch's id, after the mode has changed or the driver has started anew.
 UPLINK_LIMIT = 30.0
 
+#: Seconds in which a new network device gets its name from udev.
+RENAME_LIMIT = 5.0
+
 Args = Mapping[str, Any]
 
 
@@ -109,8 +112,13 @@ def _bring_back(host: Host, args: Args, need_switch_id: bool = False) -> None:
     address = args["address"]
     if not host.wait(lambda: _uplink(host, address, need_switch_id) is not None, UPLINK_LIMIT):
         raise EngineError(f"its port is not there again within {UPLINK_LIMIT:g} s. Look at the kernel log.")
-    if args["up"]:
-        _do(host, ["ip", "link", "set", "dev", _uplink(host, address, need_switch_id) or args["netdev"], "up"])
+    if args["up"] and not host.wait(lambda: _up(host, address), UPLINK_LIMIT):
+        raise EngineError("its port could not be brought up again. Look at the kernel log.")
+
+
+def _up(host: Host, address: str) -> bool:
+    """Under the name that it has now: udev gives a new network device another one at any moment."""
+    return host.run(["ip", "link", "set", "dev", _uplink(host, address) or "", "up"])[0] == 0
 
 
 def _uplink(host: Host, address: str, need_switch_id: bool = False) -> str | None:
@@ -136,7 +144,14 @@ def reload(host: Host, args: Args) -> None:
     """Parameters of cmode driverinit, and the reload by which the driver takes them. devlink shows such a value as soon as it is set, so a value
     without its reload would look done: both are one step."""
     _set_params(host, args, "to")
-    _reload(host, args)
+    try:
+        _do(host, ["devlink", "dev", "reload", sysfs.devlink(args["address"])])
+    except EngineError:
+        # A driver that forbids it runs with the old values: with those set back, all is as it was. One that failed half way may come back by another try.
+        _set_params(host, args, "from")
+        host.run(["devlink", "dev", "reload", sysfs.devlink(args["address"])])
+        raise
+    _bring_back(host, args)
 
 
 def undo_reload(host: Host, args: Args) -> None:
@@ -187,13 +202,20 @@ def undo_offload(host: Host, args: Args) -> None:
 
 
 def _set_offload(host: Host, args: Args, on: bool) -> None:
-    netdev = _uplink(host, args["address"])
-    if netdev is None:
-        raise EngineError("its port has no network device. Look at the kernel log.")
-    if tc_offload(host, netdev).get("on") != on:
-        _do(host, ["ethtool", "-K", netdev, "hw-tc-offload", "on" if on else "off"])
-    if tc_offload(host, netdev).get("on") != on:
-        raise EngineError(f"ethtool said yes, but hw-tc-offload of {netdev} is as it was. Look at the kernel log.")
+    said = ""
+
+    def done() -> bool:
+        """Under the name that the port has now: udev gives a new network device another one at any moment."""
+        nonlocal said
+        netdev = _uplink(host, args["address"]) or ""
+        if tc_offload(host, netdev).get("on") == on:
+            return True
+        code, _out, err = host.run(["ethtool", "-K", netdev, "hw-tc-offload", "on" if on else "off"])
+        said = _said(code, err) if code else "ethtool said yes, but it is as it was"
+        return tc_offload(host, netdev).get("on") == on
+
+    if not host.wait(done, RENAME_LIMIT):
+        raise EngineError(f"hw-tc-offload cannot be set: {said}. Look at the kernel log.")
 
 
 def _do(host: Host, argv: list[str]) -> None:
