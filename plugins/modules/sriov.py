@@ -181,6 +181,75 @@ options:
           - 'NVMe only: how many flexible interrupts the controller itself keeps instead of its VFs.'
           - As for O(devices[].nvme_primary_queues).
         type: int
+      eswitch:
+        description:
+          - The embedded switch of the device, as C(devlink dev eswitch show) has it. What is unset in it stays as it is.
+        type: dict
+        suboptions:
+          mode:
+            description:
+              - In V(legacy) mode the switch forwards by MAC address and VLAN, and the device sets what a VF may do.
+              - In V(switchdev) mode each VF has a representor, a network device on the host through which rules are offloaded
+                to the switch.
+              - Changing it takes the VFs from their drivers for a moment, or makes them anew, as the driver of the device
+                wants it; the link of the port may go down. Where a VF is in use, or the port carries an address, this is
+                refused unless O(allow) names the danger.
+            type: str
+            choices:
+              - legacy
+              - switchdev
+          inline_mode:
+            description:
+              - How much of a packet's headers a VF puts into its descriptor for the switch to match on.
+              - Unset, a ConnectX-4 or ConnectX-4 Lx gets V(transport) when it enters switchdev mode.
+            type: str
+            choices:
+              - none
+              - link
+              - network
+              - transport
+          encap_mode:
+            description:
+              - Whether the switch encapsulates and decapsulates tunnelled packets (V(basic)) or does not (V(none)).
+            type: str
+            choices:
+              - none
+              - basic
+      devlink_params:
+        description:
+          - Parameters of the device's driver or firmware, as C(devlink dev param show) lists them. A parameter that is
+            not named stays as it is.
+        type: list
+        elements: dict
+        suboptions:
+          name:
+            description:
+              - The name of the parameter, as V(flow_steering_mode) or V(max_macs).
+            type: str
+            required: true
+          value:
+            description:
+              - The value, a number, a text, or V(true) or V(false).
+            type: raw
+            required: true
+          cmode:
+            description:
+              - V(runtime) is in force at once.
+              - V(driverinit) is in force after C(devlink dev reload), which is then done. All VFs are made anew for it,
+                and the network devices of the device go and come back without what was configured on them; so it is guarded
+                like taking the device's driver away.
+              - V(permanent) is kept by the device and in force after the next boot; the result says that a reboot is needed.
+            type: str
+            required: true
+            choices:
+              - runtime
+              - driverinit
+              - permanent
+      hw_tc_offload:
+        description:
+          - Whether rules of traffic control on the device's port are offloaded to its switch (C(ethtool -K), C(hw-tc-offload)).
+            It needs the command C(ethtool) on the host.
+        type: bool
       vf_defaults:
         description:
           - What holds for every VF of the device that O(devices[].vfs) does not speak of, and for what a range leaves unset.

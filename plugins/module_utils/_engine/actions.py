@@ -12,7 +12,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import aliases, boot, cmdline, drivers, grub, initramfs, link, mstconfig, nvmecli, security, store, sysfs
+from . import (
+    aliases,
+    boot,
+    cmdline,
+    devlink,
+    drivers,
+    grub,
+    initramfs,
+    link,
+    mstconfig,
+    nvmecli,
+    security,
+    store,
+    sysfs,
+)
 from .errors import EngineError, explain
 from .host import Host
 from .read import DEVICES, DRIVERS
@@ -437,6 +451,26 @@ def _undo_rebind(host: Host, args: Args) -> None:
     _unbind(host, _address(host, args))
 
 
+def _detach_vfs(host: Host, args: Args) -> None:
+    """Take all VFs of a PF from their drivers, whichever they have."""
+    for index in range(_count(host, args["pf"])):
+        _unbind(host, _vf_address(host, args["pf"], index))
+
+
+def _attach_vfs(host: Host, args: Args) -> None:
+    """Give the VFs their drivers again: those that they had; VFs that are born by this very plan are offered to the
+    drivers that take them by themselves."""
+    if args["offered"]:
+        others = [index for index in range(_count(host, args["pf"])) if str(index) not in args["reserved"]]
+        _probe_others(host, args["pf"], others)
+    for index, driver in args["drivers"].items():
+        address = _vf_address(host, args["pf"], int(index))
+        if _driver(host, address) is None:
+            host.files.write(f"{DRIVERS}/{driver}/bind", address)
+        if _driver(host, address) != driver:
+            raise EngineError(f"{driver} did not take VF {index} ({address}) again. Look at the kernel log.")
+
+
 # --- Files ---------------------------------------------------------------------------------------------------------
 
 
@@ -488,6 +522,12 @@ TABLE: Mapping[str, Step] = {
     "set_nvme_primary": Step(_set_nvme_primary, _undo_nvme_primary),
     "set_nvme_secondary": Step(_set_nvme_secondary, _undo_nvme_secondary),
     "set_firmware": Step(mstconfig.set_next, mstconfig.undo_next),
+    "detach_vfs": Step(_detach_vfs, _attach_vfs),
+    "attach_vfs": Step(_attach_vfs, _detach_vfs),
+    "set_eswitch": Step(devlink.set_eswitch, devlink.undo_eswitch),
+    "set_devlink_param": Step(devlink.set_param, devlink.undo_param),
+    "devlink_reload": Step(devlink.reload, devlink.undo_reload),
+    "set_tc_offload": Step(devlink.set_offload, devlink.undo_offload),
     "declare": Step(_declare, _undo_declare),
     "write_file": Step(_write_file, _undo_write_file),
     "grub_mkconfig": Step(grub.make_config, grub.undo_config),

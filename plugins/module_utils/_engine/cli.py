@@ -17,6 +17,7 @@ from .errors import EngineError
 from .host import FileSystem, Host, run_command
 from .read import Needs, read_state
 from .resources import sriov, vfio
+from .resources.common import Options
 
 USAGE = """usage: iovirt COMMAND [--json]
 
@@ -56,6 +57,8 @@ def _dispatch(host: Host, words: Sequence[str], as_json: bool) -> int:
 
 def _status(host: Host, as_json: bool) -> int:
     state = read_state(host, Needs())
+    wishes, _missing = replay.wishes_of(state, replay.entries_of(state.stored))
+    state = engine.read_more(host, state, wishes, Options())
     status: dict[str, Any] = {}
     for name, resource in (("sriov", sriov), ("vfio", vfio)):
         facts = {item["match"]["address"][0]: item for item in resource.info(state)}

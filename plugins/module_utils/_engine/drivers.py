@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 #: PF drivers without the sriov_configure callback: writing a count answers ENOENT (drivers/pci/iov.c,
 #: sriov_numvfs_store). From the struct pci_driver of each, Linux 6.12.
@@ -124,3 +125,37 @@ UNSETS_MAC = frozenset({"i40e", "ice", "igb", "ixgbe", "netdevsim"})
 
 #: PF drivers under which a new VF has the spoof check on.
 CHECKS_SPOOFING = frozenset({"i40e", "ice", "igb", "ixgbe"})
+
+@dataclass(frozen=True)
+class Eswitch:
+    """How a driver changes the mode of its eswitch."""
+
+    #: The mode may change while there are VFs; they are taken from their drivers for it. Otherwise there must be none.
+    with_vfs: bool = True
+    #: The number of VFs is changed in legacy mode only.
+    count_in_legacy: bool = True
+    #: The PF's network device is the same one afterwards, with its addresses.
+    keeps_netdev: bool = False
+    #: The port in switchdev mode is another thing than before, and ready when it names its switch (phys_switch_id).
+    uplink: bool = False
+
+
+#: Driver -> how it changes the mode. Where the orders are from: mlx5_devlink_eswitch_mode_set in
+#: mlx5/core/eswitch_offloads.c and the SR-IOV network operator (setEswitchModeAndNumVFsMlx: legacy, count, VFs
+#: unbound, switchdev); ice_eswitch_mode_set in ice/ice_eswitch.c (EOPNOTSUPP while there are VFs);
+#: nsim_devlink_eswitch_mode_set in netdevsim/dev.c.
+ESWITCH: Mapping[str, Eswitch] = {
+    "ice": Eswitch(with_vfs=False, count_in_legacy=False, keeps_netdev=True),
+    "mlx5_core": Eswitch(uplink=True),
+    "netdevsim": Eswitch(keeps_netdev=True),
+}
+
+#: A driver that is in no table: the careful order, which is that of mlx5.
+ESWITCH_UNKNOWN = Eswitch()
+
+#: Vendor and device -> the inline mode that goes with switchdev: these cards match on packet headers that a VF has put into its descriptor
+#: (ConnectX-4 and ConnectX-4 Lx; so do os-net-config and TripleO, after the mode, as the kernel's own devlink handler has it).
+INLINE_MODES: Mapping[tuple[str, str], str] = {("15b3", "1013"): "transport", ("15b3", "1015"): "transport"}
+
+#: Parameters that change only while the eswitch is in legacy mode (mlx5_fs_mode_validate in mlx5/core/fs_core.c).
+IN_LEGACY_ONLY = frozenset({"flow_steering_mode"})

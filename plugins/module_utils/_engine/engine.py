@@ -78,7 +78,7 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
         if not outcome.indeterminate:
             # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
             # from before.
-            state = _read_more(host, read.read_state(host, Needs()), wishes, options)
+            state = read_more(host, read.read_state(host, Needs()), wishes, options)
     return report.result(plan, outcome, {name: RESOURCES[name].info(state) for name in wishes})
 
 
@@ -90,13 +90,13 @@ def _touches_a_device(action: Action) -> bool:
 def _read(host: Host, wishes: Wishes, options: Options) -> State:
     drivers: frozenset[str] = frozenset().union(*(RESOURCES[name].needs(list_) for name, list_ in wishes.items()))
     early = any(wish.get("early") for wish in wishes.get(vfio.NAME, ()))
-    state = _read_more(host, read.read_state(host, Needs(drivers=drivers, early=early)), wishes, options)
+    state = read_more(host, read.read_state(host, Needs(drivers=drivers, early=early)), wishes, options)
     if state.iommu.active or not any(is_vfio(driver) for driver in drivers):
         return state
     return replace(state, iommu=replace(state.iommu, after_reboot=_iommu_after_reboot(host, state)))
 
 
-def _read_more(host: Host, state: State, wishes: Wishes, options: Options) -> State:
+def read_more(host: Host, state: State, wishes: Wishes, options: Options) -> State:
     """What costs a process is read only where a wish needs it: a host whose wishes name none of it pays nothing."""
     for name, wished in wishes.items():
         if name in _READ_MORE:
@@ -203,7 +203,7 @@ def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> 
     """The devices of a resource as they are, as valid input for it, and facts beside that. Of a device that the
     collection owns it names what was wished of it, of any other all there is. Reads only."""
     state = read.read_state(host, Needs(variants=True))
-    state = _read_more(host, state, {name: _owned_wishes(state.stored[name]["devices"])}, Options())
+    state = read_more(host, state, {name: _owned_wishes(state.stored[name]["devices"])}, Options())
     resource = RESOURCES[name]
     wrong = match.check_selector(selector) if selector else None
     if wrong:

@@ -48,10 +48,12 @@ def before_down(state: State, function: Function) -> list[Refusal]:
     return list(_lost_network(state, function, ()))
 
 
-def before_recount(state: State, pf: Function, count: int = 0) -> list[Refusal]:
-    """What stands against changing the number of VFs: all present VFs vanish, and the PF's link goes down. `count` is
-    the number that there will be."""
-    found = list(_flapping(state, pf))
+def before_recount(
+    state: State, pf: Function, count: int = 0, doing: str = "changing its number of VFs"
+) -> list[Refusal]:
+    """What stands against changing the number of VFs, or what else takes its VFs away for a moment: all present VFs
+    vanish, and the PF's link goes down. `count` is the number that there will be."""
+    found = list(_flapping(state, pf, doing))
     vfs = pf.sriov.vfs if pf.sriov else {}
     for index, address in vfs.items():
         vf = state.functions.get(address)
@@ -179,7 +181,12 @@ def _lost_network(state: State, function: Function, going: Collection[str]) -> I
             break
 
 
-def _flapping(state: State, pf: Function) -> Iterator[Refusal]:
+def before_new_netdev(state: State, pf: Function) -> list[Refusal]:
+    """What stands against a step after which the PF's port has another network device, without addresses and masters."""
+    return list(_lost_network(state, pf, ()))
+
+
+def _flapping(state: State, pf: Function, doing: str) -> Iterator[Refusal]:
     """Many drivers close and reopen a running port when the count changes (seen: igb). A port that is up and that
     nobody uses may flap; who rides on its VFs is asked about these."""
     users = _names(state, pf, _active)
@@ -188,11 +195,11 @@ def _flapping(state: State, pf: Function) -> Iterator[Refusal]:
         used = used or (f"a leg of {netdev.uppers[0]}" if netdev.uppers else None)
         used = used or (f"XDP {netdev.xdp}" if netdev.xdp else None) or (f"used by {users[0]}" if users else None)
         if netdev.up and netdev.carrier and used:
-            reason = f"changing its number of VFs takes the running link of {netdev.name} ({used}) down for a moment."
+            reason = f"{doing} takes the running link of {netdev.name} ({used}) down for a moment."
             yield _refusal(pf, "link_flap", reason)
     hiding = [user.who for user in (state.users or {}).get(pf.address, ()) if user.hides]
     if hiding:
-        reason = f"changing its number of VFs takes a running link down for a moment, and its link is with {hiding[0]}."
+        reason = f"{doing} takes a running link down for a moment, and its link is with {hiding[0]}."
         yield _refusal(pf, "link_flap", reason)
 
 

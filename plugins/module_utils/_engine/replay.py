@@ -97,7 +97,7 @@ def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:
     if name != "sriov":
         return {"match": match, **wish}
     vfs = [{"range": index, **vf} for index, vf in wish["vfs"].items()]
-    return {"match": match, **wish, "vfs": vfs}
+    return {**wish, "match": match, "vfs": vfs}
 
 
 def _read_when_settled(host: Host, deadline: float) -> State:

@@ -67,6 +67,24 @@ SRIOV: dict[str, Any] = {
     "up": {"type": "bool"},
     "vf_count": {"type": "int"},
     "firmware": {"type": "dict", "options": {"sriov": {"type": "bool"}, "vf_count": {"type": "int"}}},
+    "eswitch": {
+        "type": "dict",
+        "options": {
+            "mode": {"type": "str", "choices": ["legacy", "switchdev"]},
+            "inline_mode": {"type": "str", "choices": ["none", "link", "network", "transport"]},
+            "encap_mode": {"type": "str", "choices": ["none", "basic"]},
+        },
+    },
+    "devlink_params": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "name": {"type": "str", "required": True},
+            "value": {"type": "raw", "required": True},
+            "cmode": {"type": "str", "required": True, "choices": ["runtime", "driverinit", "permanent"]},
+        },
+    },
+    "hw_tc_offload": {"type": "bool"},
     "nvme_primary_queues": {"type": "int"},
     "nvme_primary_interrupts": {"type": "int"},
     "vf_defaults": {"type": "dict", "options": _VF},

@@ -45,11 +45,13 @@ class Port:
     wished: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     #: VF index -> what an earlier wish set of it and this plan takes back.
     ours: Mapping[int, Collection[str]] = field(default_factory=dict)
+    #: The VFs that are there go before anything else: what the plan does to the port is not possible with them.
+    cleared: bool = False
 
     @property
     def born(self) -> bool:
         """Are the VFs made (anew) by this very plan? Then they are as the kernel makes them."""
-        return self.count != len(self.sriov.vfs)
+        return self.cleared or self.count != len(self.sriov.vfs)
 
     @cached_property
     def addresses(self) -> Mapping[int, str]:

@@ -27,6 +27,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip, sim_modules
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_devlink import Devlink
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_spaces import Spaces
@@ -205,6 +206,7 @@ class SimKernel:
         self._tree: dict[str, Any] | None = None
         self._children: dict[str, set[str]] = {}
         self._macs = 0
+        self.devlink = Devlink(self)
 
     # --- Building --------------------------------------------------------------------------------------------------
 
@@ -269,6 +271,7 @@ class SimKernel:
             "modes": dict(self.modes),
             "links": dict(self.links),
             "images": {path: dict(held) for path, held in self.images.items()},
+            "devlink": self.devlink.snapshot(),
         }
 
     def of_device(self, address: str) -> dict[str, Any]:
@@ -369,6 +372,9 @@ class SimKernel:
             return self._drivers_probe(data.strip())
         if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
             return self._bind(folder.rpartition("/")[2], name, data.strip())
+        other = self.devlink.write(real, data)
+        if other is not None:
+            return other
         function = self.functions.get(folder.rpartition("/")[2])
         if function and name == "driver_override":
             return self._set_override(function, data)
@@ -509,6 +515,7 @@ class SimKernel:
         self.identity_groups = any(cmdline.satisfied(cmdline.split(words), w) for w in ("iommu=pt", "iommu.passthrough=1"))
         self.files["/proc/interrupts"] = "  24:  0  IR-PCI-MSI  igb\n" if self.iommu_on else "  24:  0  PCI-MSI  igb\n"
         self.registered.clear()
+        self.devlink.reboot()
         for function in self.functions.values():
             function.driver = function.override = function.group = None
             function.vfs, function.autoprobe = [], True
@@ -543,7 +550,7 @@ class SimKernel:
     def _nodes(self) -> dict[str, Any]:
         if self._tree is None:
             nodes: dict[str, Any] = {}
-            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes):
+            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes, self.devlink.nodes):
                 nodes.update(part())
             nodes.update(self.files)
             nodes.update({path: Link(target) for path, target in self.links.items()})
@@ -647,6 +654,9 @@ class SimKernel:
                 nodes[f"{path}/speed"] = "1000\n" if net.carrier else "-1\n"
             if function and function.physfn:
                 nodes[f"{path}/addr_assign_type"] = "0\n" if function.attributes["by_pf"] else "3\n"
+            if function:
+                attributes = self.devlink.port_attributes(function.address)
+                nodes.update({f"{path}/{key}": text + "\n" for key, text in attributes.items()})
             for lower in net.lowers:
                 if lower in here:
                     nodes[f"{path}/lower_{lower}"] = Link(f"/sys/class/net/{lower}")
@@ -717,7 +727,7 @@ class SimKernel:
     # --- The Files protocol ----------------------------------------------------------------------------------------
 
     def attr(self, path: str) -> str | None:
-        if path.endswith("/sriov_numvfs"):
+        if path.endswith("/sriov_numvfs") and "/pci/" in path:
             raise AssertionError("reading sriov_numvfs hangs while a write to it hangs (lab)")
         if self._held(path):
             raise AssertionError(f"reading {path} hangs: a write that has not returned holds the device's lock")
@@ -841,12 +851,14 @@ class SimKernel:
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
             # Reading is no step.
             return self._tool(argv)
+        if argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv):
+            return self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
         self.log.append(("run", argv[0], data or " ".join(argv[1:])))
         if self.fail_at == len(self.log):
             return 1, "", "simulated failure"
-        if argv[0] == "ip":
+        if argv[0] == "ip" and not self.devlink.has_port(argv):
             return sim_ip.batch(self, data or " ".join(argv[1:]))
-        answer = sim_modules.run(self, argv)
+        answer = sim_modules.run(self, argv) or self.devlink.run(argv)
         if answer is not None:
             self._tree = None
             return answer
@@ -914,7 +926,15 @@ class SimKernel:
                 {"family": "inet6" if ":" in a else "inet", "local": a, "scope": "link" if a.startswith("fe80") else "global"}
                 for a in net.addresses
             ]
+            if function:
+                link.update(self.devlink.port_attributes(function.address))
             links.append(link)
+        for other in self.devlink.links():
+            flags = ["UP", "LOWER_UP"] if other["up"] else []
+            net = self.nets.get(other["ifname"])
+            links.append({"ifname": other["ifname"], "flags": ["BROADCAST", *flags], "address": "2a:49:94:40:48:66",
+                          "phys_port_name": other["phys_port_name"], "phys_switch_id": other["phys_switch_id"],
+                          "addr_info": [{"family": "inet", "local": a, "scope": "global"} for a in (net.addresses if net else [])]})
         return links
 
     def index(self, name: str) -> int:

@@ -32,10 +32,12 @@ REFUSED = {
 }
 #: PF drivers whose rates need the link (lab; igb_ndo_set_vf_bw: E1000_STATUS_LU).
 RATE_NEEDS_LINK = {"igb"}
+#: Under these a new VF has the spoof check on.
+SPOOF_CHECKED = {"igb", "ixgbe", "i40e", "ice"}
 
 
 def born(driver: str | None) -> dict[str, Any]:
-    """What a new VF has (lab: igb has the spoof check on)."""
+    """What a new VF has (lab: igb has the spoof check on; mlx5 has it off, mlx5_eswitch in mlx5/core/eswitch.c)."""
     return {
         "mac": NO_MAC,
         "by_pf": False,
@@ -44,7 +46,7 @@ def born(driver: str | None) -> dict[str, Any]:
         "proto": "802.1Q",
         "min_tx_rate": 0,
         "max_tx_rate": 0,
-        "spoofchk": True,
+        "spoofchk": driver in SPOOF_CHECKED,
         "state": "auto",
         "trust": False,
         "query_rss": None if "query_rss" in REFUSED.get(driver or "", {}) else False,
