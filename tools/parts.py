@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -157,7 +158,10 @@ def units() -> list[Part]:
             ["units", "--venv", "--python", python, "--requirements", "--color", "no"],
             hindrance=no_path("tests/unit/plugins"), groups=("ansible-units",),
         ))
-    parts.append(tool("units", "pytest with the newest ansible-core", ["pytest", "-q", "tests/unit"],
+    seed = os.environ.get("IOVIRT_SEED") or str(random.SystemRandom().randrange(10**6))
+    order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
+    parts.append(tool("units", f"pytest with the newest ansible-core, in random order: IOVIRT_SEED={seed}",
+                      ["pytest", "-q", *order, "tests/unit"],
                       hindrance=no_path("tests/unit"), groups=("unit",)))
     parts[-1].env["PYTHONPATH"] = str(LIVE)
     for use in sorted({"units-3.9", *(use for use in found if use.startswith("units-"))}, key=lambda use: int(use[8:])):

@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--memory", default="3G", help="default: %(default)s")
     sub.add_argument("--cpus", type=int, default=2, help="default: %(default)s")
+    sub.add_argument("--igb-ports", type=int, default=2, help="of 7 VFs each; default: %(default)s")
     sub.add_argument("--wait", action="store_true", help="until ssh answers")
     sub.add_argument("--timeout", type=float, default=hosts.UP_LIMIT, help="seconds to wait; default: %(default)s")
     sub = add("down", do_down, "end a host and remove its disk")
@@ -70,7 +71,7 @@ def do_build(_args: argparse.Namespace) -> int:
 
 def do_up(args: argparse.Namespace) -> int:
     """lab up"""
-    hosts.up(args.name, args.memory, args.cpus, args.wait, args.timeout)
+    hosts.up(args.name, args.memory, args.cpus, args.igb_ports, args.wait, args.timeout)
     return 0
 
 

@@ -25,6 +25,8 @@ START_LIMIT = 30.0
 UP_LIMIT = 300.0
 PORT_TRIES = 5
 MAX_CPUS = 64
+#: The MAC addresses hold the number of a port in four bits.
+MAX_IGB_PORTS = 15
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Host:
     image: str
     memory: str
     cpus: int
+    igb_ports: int = 2
     port: int = 0
     started: float = 0.0
 
@@ -75,30 +78,32 @@ def host_lock(name: str) -> contextlib.AbstractContextManager[None]:
     return lock(run_dir() / f".{name}.lock", f"working on host {name}", 600)
 
 
-def up(name: str, memory: str, cpus: int, wait: bool, limit: float) -> None:
+def up(name: str, memory: str, cpus: int, igb_ports: int, wait: bool, limit: float) -> None:
     """Start a host, unless it runs."""
     folder_of(name)
     memory_mib(memory)
     if not 1 <= cpus <= MAX_CPUS:
         raise LabError(f"{cpus} is no number of CPUs for a host", f"1 to {MAX_CPUS}")
+    if not 1 <= igb_ports <= MAX_IGB_PORTS:
+        raise LabError(f"{igb_ports} is no number of igb ports for a host", f"1 to {MAX_IGB_PORTS}")
     qemu = image.ensure()
     with host_lock(name):
         if process.find(name) is not None:
             say(f"host {name} is up already")
             host = load(name)
         else:
-            host = prepare(qemu, name, memory, cpus)
+            host = prepare(qemu, name, memory, cpus, igb_ports)
             start(qemu, host)
     if wait:
         wait_until_up(host, limit)
 
 
-def prepare(qemu: Qemu, name: str, memory: str, cpus: int) -> Host:
+def prepare(qemu: Qemu, name: str, memory: str, cpus: int, igb_ports: int) -> Host:
     """The disks of a host. Those of a host that was killed are kept: its next start is like power coming back."""
     folder = folder_of(name)
     if (folder / "host.json").exists():
         host = load(name)
-        host.memory, host.cpus = memory, cpus
+        host.memory, host.cpus, host.igb_ports = memory, cpus, igb_ports
         if (cache_dir() / host.image).is_dir():
             say(f"host {name} starts again from its old disk")
             return host
@@ -107,7 +112,7 @@ def prepare(qemu: Qemu, name: str, memory: str, cpus: int) -> Host:
         )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    host = Host(name, image.image_path().name, memory, cpus)
+    host = Host(name, image.image_path().name, memory, cpus, igb_ports)
     # A relative name: the whole folder may be moved.
     base = os.path.relpath(image.image_path() / "disk.raw", folder)
     argv = [*qemu.image_tool, "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", str(folder / "disk.qcow2")]
@@ -129,7 +134,8 @@ def start(qemu: Qemu, host: Host) -> None:
         host.started = time.time()
         ssh.write_known_hosts(folder / "known_hosts", host.port, built / "host_key.pub")
         host.save()
-        status = launch(qemu, Machine(host.name, chosen, host.memory, host.cpus, host.port), folder)
+        machine = Machine(host.name, chosen, host.memory, host.cpus, host.port, host.igb_ports)
+        status = launch(qemu, machine, folder)
         if status is None:
             return
         if "host forwarding rule" not in accel.read(folder / "qemu.log"):

@@ -18,6 +18,7 @@ from .recipe import QEMU_MINIMUM, qemu_key
 
 SYSTEM = "qemu-system-x86_64"
 IMAGE_TOOL = "qemu-img"
+NVME_SLOT = 3
 
 
 @dataclass
@@ -103,6 +104,7 @@ class Machine:
     memory: str = "3G"
     cpus: int = 2
     port: int = 0
+    igb_ports: int = 2
     disk: str = "disk.qcow2"
     disk_format: str = "qcow2"
     nvme_disk: str = "nvme.raw"
@@ -196,19 +198,21 @@ def memory_mib(text: str) -> int:
 
 
 def sriov_devices(machine: Machine) -> list[str]:
-    """Two igb ports on one hub on node 0, on node 1 an NVMe controller with VFs, and the edu device."""
+    """Two igb ports on one hub on node 0, on node 1 an NVMe controller with VFs, and the edu device. More ports than two
+    are on node 0 too, in the slots after the controller's."""
     result = numa_nodes(machine)
-    for number in (1, 2):
-        result += root_port(number, "node0")
+    for number in range(1, machine.igb_ports + 1):
+        slot = number if number < NVME_SLOT else number + 1
+        result += root_port(slot, "node0")
         result += [
             "-netdev", f"hubport,id=hub{number},hubid=1",
-            "-device", f"igb,bus=port{number},netdev=hub{number},mac={mac(machine.name, 0x10 * number)},romfile=",
+            "-device", f"igb,bus=port{slot},netdev=hub{number},mac={mac(machine.name, 0x10 * number)},romfile=",
         ]  # fmt: skip
-    result += root_port(3, "node1")
+    result += root_port(NVME_SLOT, "node1")
     result += [
         "-device", "nvme-subsys,id=subsys0",
         # Flexible queues and interrupts are what `nvme virt-mgmt` hands to a VF before it can be set online.
-        "-device", f"nvme,id=nvme0,bus=port3,serial=LAB{machine.name},subsys=subsys0,sriov_max_vfs=4,"
+        "-device", f"nvme,id=nvme0,bus=port{NVME_SLOT},serial=LAB{machine.name},subsys=subsys0,sriov_max_vfs=4,"
         "sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=10,msix_qsize=9",
         "-drive", f"if=none,id=nvmedisk,file={machine.nvme_disk},format=raw,cache=unsafe,discard=unmap",
         "-device", "nvme-ns,drive=nvmedisk,bus=nvme0,nsid=1",

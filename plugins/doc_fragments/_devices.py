@@ -18,11 +18,11 @@ options:
         names the user of the device.
       - V(management) - the path to the controller, the default route or an address of the host would be lost.
       - V(link_flap) - a running link, or one leg of a bond, goes down for a moment.
-      - V(in_use) - a guest or another process has the device.
+      - V(in_use) - a guest, a container or another process has the device.
       - V(boot_disk) - the host uses a disk of the device.
-      - V(console) - it is the GPU that shows the console.
+      - V(console) - it shows the console of the host.
       - V(group) - the host goes on using another function of the same IOMMU group.
-      - V(foreign) - another keeper rules the device.
+      - V(foreign) - another program (NetworkManager, systemd, netplan, driverctl, libvirt) rules what would change.
       - V(sealed_disk) - a key sealed in a TPM depends on what would change.
     type: list
     elements: str

@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib
 import os
 import pkgutil
 import sys
@@ -17,19 +18,74 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
-# cli and replay are not called here: naming them puts them into the module's payload, from which the copy for the
-# boot replay is made.
 from ansible_collections.iovirt.host.plugins.module_utils import _engine
-from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, replay, resources, spec, sriov
-from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
-from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host
-from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options
 
-PACKED = (cli, replay)
+#: The engine's copy on the host (boot.CURRENT and boot.PACKAGE, which are not imported yet).
+_COPY = "/var/lib/iovirt/engine/current/iovirt_engine"
 
-#: The engine's packages, each with its folder in the copy on the host.
-_PACKAGES = ((_engine, ""), (resources, "resources/"), (sriov, "sriov/"))
+
+def _sources() -> dict[str, str]:
+    """The engine's files, from wherever this module was loaded: Ansible's payload is a zip file."""
+    return {name: data.decode() for name, data in _payload()[0].items()}
+
+
+@functools.cache
+def _payload() -> tuple[dict[str, bytes], list[str]]:
+    """The engine's files as this module brought them, by their names below the engine's folder; its packages."""
+    files, packages, folders = {}, [], [""]
+    loader, top = _engine.__loader__, next(iter(_engine.__path__))
+    while folders:
+        prefix = folders.pop()
+        files[f"{prefix}__init__.py"] = b""
+        for info in pkgutil.iter_modules([os.path.join(top, prefix.rstrip("/"))]):
+            if info.ispkg:
+                packages.append(info.name)
+                folders.append(f"{prefix}{info.name}/")
+            else:
+                files[f"{prefix}{info.name}.py"] = loader.get_data(os.path.join(top, f"{prefix}{info.name}.py"))
+    return files, packages
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except OSError:
+        return None
+
+
+def _use_copy(folder: str) -> None:
+    """Import the engine from the host's own copy where that is byte for byte what this module brought: the copy has its
+    bytecode beside it. From a zip file each module is compiled anew, and that twice (zipimport's find_spec compiles
+    to know the file's name): it was two thirds of what a call with nothing to do cost (docs/dev/benchmarks.md).
+
+    What this module brought comes second, for a run that removes the copy."""
+    files, packages = _payload()
+    if any(_read(f"{folder}/{name}") != data for name, data in files.items()):
+        return
+    # Another Python than the one that compiled the copy leaves no files of its own there; check mode would be no check.
+    sys.dont_write_bytecode = True
+    brought = list(_engine.__path__)
+    _engine.__path__ = [folder, *brought]
+    for name in packages:
+        package = importlib.import_module(f"{_engine.__name__}.{name}")
+        package.__path__ = [os.path.join(path, name) for path in (folder, *brought)]
+
+
+if ".zip" in next(iter(_engine.__path__)):
+    _use_copy(os.path.realpath(_COPY))
+
+from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, spec  # noqa: E402
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError  # noqa: E402
+from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host  # noqa: E402
+from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options  # noqa: E402
+
+
+def _packed() -> tuple[Any, ...]:
+    """Not called: what is named here is put into the module's payload, from which the copy for the boot replay is made."""
+    from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, replay
+
+    return cli, replay
 
 
 def create_module(name: str) -> AnsibleModule:
@@ -78,7 +134,7 @@ def options(params: Mapping[str, Any], exclusive: list[str]) -> Options:
 def _host(module: AnsibleModule) -> Host:
     return Host(
         files=FileSystem("/"),
-        run=lambda argv: _run_command(module, argv),
+        run=lambda argv, data="": _run_command(module, argv, data),
         environment=os.environ,
         sources=_sources,
         python=_python(),
@@ -91,30 +147,12 @@ def _python() -> str:
     return usual if os.path.realpath(usual) == os.path.realpath(sys.executable) else sys.executable
 
 
-def _run_command(module: AnsibleModule, argv: list[str]) -> tuple[int, str, str]:
+def _run_command(module: AnsibleModule, argv: list[str], data: str) -> tuple[int, str, str]:
     """A command that is not there is an answer like any other: the engine has the sentence for it."""
     try:
-        code, out, err = module.run_command(argv, environ_update={"LC_ALL": "C"}, handle_exceptions=False)
+        code, out, err = module.run_command(
+            argv, data=data or None, binary_data=True, environ_update={"LC_ALL": "C"}, handle_exceptions=False
+        )
     except OSError as error:
         return 127, "", f"{argv[0]}: {error.strerror}"
     return code, out, err
-
-
-def _sources() -> dict[str, str]:
-    """The engine's files, from wherever this module was loaded: Ansible's payload is a zip file."""
-    found = {}
-    for package, prefix in _PACKAGES:
-        found[f"{prefix}__init__.py"] = ""
-        for info in pkgutil.iter_modules(package.__path__):
-            if not info.ispkg:
-                found[f"{prefix}{info.name}.py"] = _source(f"{package.__name__}.{info.name}")
-    return found
-
-
-def _source(name: str) -> str:
-    found = importlib.util.find_spec(name)
-    loader = found.loader if found else None
-    source = loader.get_source(name) if loader is not None and hasattr(loader, "get_source") else None
-    if not isinstance(source, str):
-        raise EngineError(f"internal: the source of {name} is not in this module's payload.")
-    return source

@@ -136,6 +136,13 @@ options:
           - present
           - absent
         default: present
+      up:
+        description:
+          - Whether the network device of the PF shall be set up. libvirt gives no VF of a PF that is down to a guest, and
+            some drivers set nothing up without it. Unset, it stays as it is.
+          - V(false) is refused where the path to the controller, the default route or an address would be lost, unless
+            O(allow) names that.
+        type: bool
       vf_count:
         description:
           - How many virtual functions the device shall have, from V(0) to what sysfs shows in C(sriov_totalvfs). Unset,
@@ -181,6 +188,75 @@ options:
           - 'Unset: V(unmanaged), except where the port had VFs before the collection took it. Those stay with whoever has
             them.'
         type: str
+      eswitch:
+        description:
+          - The embedded switch of the device, as C(devlink dev eswitch show) has it. What is unset in it stays as it is.
+        type: dict
+        suboptions:
+          mode:
+            description:
+              - In V(legacy) mode the switch forwards by MAC address and VLAN, and the device sets what a VF may do.
+              - In V(switchdev) mode each VF has a representor, a network device on the host through which rules are offloaded
+                to the switch.
+              - Changing it takes the VFs from their drivers for a moment, or makes them anew, as the driver of the device
+                wants it; the link of the port may go down. Where a VF is in use, or the port carries an address, this is
+                refused unless O(allow) names the danger.
+            type: str
+            choices:
+              - legacy
+              - switchdev
+          inline_mode:
+            description:
+              - How much of a packet's headers a VF puts into its descriptor for the switch to match on.
+              - Unset, a ConnectX-4 or ConnectX-4 Lx gets V(transport) when it enters switchdev mode.
+            type: str
+            choices:
+              - none
+              - link
+              - network
+              - transport
+          encap_mode:
+            description:
+              - Whether the switch encapsulates and decapsulates tunnelled packets (V(basic)) or does not (V(none)).
+            type: str
+            choices:
+              - none
+              - basic
+      devlink_params:
+        description:
+          - Parameters of the device's driver or firmware, as C(devlink dev param show) lists them. A parameter that is
+            not named stays as it is.
+        type: list
+        elements: dict
+        suboptions:
+          name:
+            description:
+              - The name of the parameter, as V(flow_steering_mode) or V(max_macs).
+            type: str
+            required: true
+          value:
+            description:
+              - The value, a number, a text, or V(true) or V(false).
+            type: raw
+            required: true
+          cmode:
+            description:
+              - V(runtime) is in force at once.
+              - V(driverinit) is in force after C(devlink dev reload), which is then done. All VFs are made anew for it,
+                and the network devices of the device go and come back without what was configured on them; so it is guarded
+                like taking the device's driver away.
+              - V(permanent) is kept by the device and in force after the next boot; the result says that a reboot is needed.
+            type: str
+            required: true
+            choices:
+              - runtime
+              - driverinit
+              - permanent
+      hw_tc_offload:
+        description:
+          - Whether rules of traffic control on the device's port are offloaded to its switch (C(ethtool -K), C(hw-tc-offload)).
+            It needs the command C(ethtool) on the host.
+        type: bool
       vf_defaults:
         description:
           - What holds for every VF of the device that O(sriov[].vfs) does not speak of, and for what a range leaves unset.
@@ -213,6 +289,78 @@ options:
                 only then; it needs two queues and one interrupt.'
               - Where O(sriov[].vfs[].driver) is unset and the VF has no driver, V(true) lets the kernel give it one.
               - Unset, the state stays as it is. A VF that is born is offline.
+            type: bool
+          mac:
+            description:
+              - The MAC address that the PF gives the VF, in quotes. V(auto) means one that is made from the host's machine-id,
+                the permanent MAC of the port and the index of the VF, and so is the same on every run.
+              - 'A VF that its network driver has already is taken from it for a moment: the driver learns the address when
+                it probes the VF.'
+              - While a guest has the VF, its MAC and VLAN are left as the guest's host software set them.
+            type: str
+          vlan:
+            description:
+              - The port VLAN, from V(1) to V(4094), which the VF knows nothing of. V(0) takes it away. Unset, it is left
+                as it is.
+            type: int
+          qos:
+            description:
+              - The priority of the port VLAN, from V(0) to V(7). The kernel takes it together with the VLAN, so a VLAN
+                has to be named as well.
+            type: int
+          vlan_proto:
+            description:
+              - The protocol of the port VLAN. Few drivers take V(802.1ad).
+            type: str
+            choices:
+              - 802.1Q
+              - 802.1ad
+          spoof_check:
+            description:
+              - Whether packets with a MAC or VLAN that is not the VF's are dropped when the VF sends them.
+            type: bool
+          trust:
+            description:
+              - Whether the VF may change its MAC address and ask for promiscuous reception, as far as the PF's driver lets
+                it.
+            type: bool
+          link_state:
+            description:
+              - The link that the VF sees. V(auto) is that of the port, V(enable) and V(disable) are always up and always
+                down.
+            type: str
+            choices:
+              - auto
+              - enable
+              - disable
+          min_tx_rate:
+            description:
+              - What the VF may send at least, in Mbit/s. V(0) means nothing is set aside.
+            type: int
+          max_tx_rate:
+            description:
+              - What the VF may send at most, in Mbit/s. V(0) means no limit.
+              - Many drivers set rates only while the port has a link. Without one they are left for later, with a warning.
+            type: int
+          query_rss:
+            description:
+              - Whether the VF may read the RSS hash key and the indirection table.
+            type: bool
+          node_guid:
+            description:
+              - The node GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+            type: str
+          port_guid:
+            description:
+              - The port GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+            type: str
+          mtu:
+            description:
+              - The MTU of the VF's own network device on this host, from V(68). A VF under a vfio driver has none.
+            type: int
+          promisc:
+            description:
+              - Whether the VF's own network device on this host receives all packets that reach the VF.
             type: bool
       vfs:
         description:
@@ -247,6 +395,78 @@ options:
                 only then; it needs two queues and one interrupt.'
               - Where O(sriov[].vfs[].driver) is unset and the VF has no driver, V(true) lets the kernel give it one.
               - Unset, the state stays as it is. A VF that is born is offline.
+            type: bool
+          mac:
+            description:
+              - The MAC address that the PF gives the VF, in quotes. V(auto) means one that is made from the host's machine-id,
+                the permanent MAC of the port and the index of the VF, and so is the same on every run.
+              - 'A VF that its network driver has already is taken from it for a moment: the driver learns the address when
+                it probes the VF.'
+              - While a guest has the VF, its MAC and VLAN are left as the guest's host software set them.
+            type: str
+          vlan:
+            description:
+              - The port VLAN, from V(1) to V(4094), which the VF knows nothing of. V(0) takes it away. Unset, it is left
+                as it is.
+            type: int
+          qos:
+            description:
+              - The priority of the port VLAN, from V(0) to V(7). The kernel takes it together with the VLAN, so a VLAN
+                has to be named as well.
+            type: int
+          vlan_proto:
+            description:
+              - The protocol of the port VLAN. Few drivers take V(802.1ad).
+            type: str
+            choices:
+              - 802.1Q
+              - 802.1ad
+          spoof_check:
+            description:
+              - Whether packets with a MAC or VLAN that is not the VF's are dropped when the VF sends them.
+            type: bool
+          trust:
+            description:
+              - Whether the VF may change its MAC address and ask for promiscuous reception, as far as the PF's driver lets
+                it.
+            type: bool
+          link_state:
+            description:
+              - The link that the VF sees. V(auto) is that of the port, V(enable) and V(disable) are always up and always
+                down.
+            type: str
+            choices:
+              - auto
+              - enable
+              - disable
+          min_tx_rate:
+            description:
+              - What the VF may send at least, in Mbit/s. V(0) means nothing is set aside.
+            type: int
+          max_tx_rate:
+            description:
+              - What the VF may send at most, in Mbit/s. V(0) means no limit.
+              - Many drivers set rates only while the port has a link. Without one they are left for later, with a warning.
+            type: int
+          query_rss:
+            description:
+              - Whether the VF may read the RSS hash key and the indirection table.
+            type: bool
+          node_guid:
+            description:
+              - The node GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+            type: str
+          port_guid:
+            description:
+              - The port GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+            type: str
+          mtu:
+            description:
+              - The MTU of the VF's own network device on this host, from V(68). A VF under a vfio driver has none.
+            type: int
+          promisc:
+            description:
+              - Whether the VF's own network device on this host receives all packets that reach the VF.
             type: bool
           range:
             description:

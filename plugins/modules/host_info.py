@@ -150,6 +150,11 @@ host:
             - PCI address with its domain.
           type: str
           sample: "0000:3b:00.0"
+        bus:
+          description:
+            - The bus that it is on, V(pci) or V(netdevsim). What only PCI has is empty elsewhere.
+          type: str
+          sample: pci
         vendor:
           description:
             - Vendor ID, four hexadecimal digits.
@@ -264,6 +269,11 @@ host:
               description:
                 - Whether the kernel looks for drivers for new VFs.
               type: bool
+            representors:
+              description:
+                - In switchdev mode, the network devices that stand for its VFs, with C(netdev), C(vf), C(port_name) and C(switch_id).
+              type: list
+              elements: dict
             vfs:
               description:
                 - Its VFs, with C(index) and C(address).

@@ -177,6 +177,11 @@ facts:
       description:
         - Whether the collection owns it.
       type: bool
+    representors:
+      description:
+        - In switchdev mode, the network devices that stand for its VFs, with C(netdev), C(vf), C(port_name) and C(switch_id).
+      type: list
+      elements: dict
     vfs:
       description:
         - Its VFs, with C(index), C(address), C(driver), C(iommu_group) and C(netdevs).

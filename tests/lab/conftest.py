@@ -22,17 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = os.environ.get("IOVIRT_LAB_HOST", "tests")
 SCENARIO = ROOT / "molecule" / "lab" / "inventory" / "group_vars" / "all.yml"
 
-#: All that a refused wish must leave as it was: drivers, counts, overrides, links, and the files of ours.
-SNAPSHOT = r"""
-cd /sys/bus/pci/devices
-for d in *; do
-  echo "$d driver=$(readlink "$d/driver") override=$(cat "$d/driver_override") virtfns=$(ls "$d" | grep -c ^virtfn)"
-  [ -e "$d/sriov_drivers_autoprobe" ] && echo "$d autoprobe=$(cat "$d/sriov_drivers_autoprobe")"
-done
-ip -o link show | sed 's/ state .*//'
-find /etc /boot /var/lib/iovirt /usr/local -xdev -type f ! -name '*.pyc' ! -path '/etc/machine-id' -exec sha256sum {} +
-lsmod | awk '{print $1}' | sort
-"""
+#: Prints all that a refused wish must leave as it was.
+SNAPSHOT = Path(__file__).parent / "snapshot_on_host.py"
 
 
 class Lab:
@@ -40,6 +31,8 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: What the replay of the last boot wrote, as it was before any test.
+        self.replayed = ""
         self.inventory = folder / "hosts.yml"
 
     def lab(self, *words: str, limit: float = 600) -> str:
@@ -79,8 +72,14 @@ class Lab:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def python(self, *programs: Path, words: str = "", limit: float = 300) -> str:
+        """Programs of this folder, sent over; the last one is run."""
+        sent = "".join(f"cat >/run/iovirt-lab/{p.name} <<'END_OF_PROGRAM'\n{p.read_text()}END_OF_PROGRAM\n" for p in programs)
+        run = f"python3 /run/iovirt-lab/{programs[-1].name} {words}"
+        return self.shell(f"mkdir -p /run/iovirt-lab\n{sent}{run}", limit=limit)
+
     def snapshot(self) -> str:
-        return self.shell(SNAPSHOT)
+        return self.python(SNAPSHOT)
 
     def drivers(self) -> dict[str, str]:
         """VF address -> driver, as lspci says."""
@@ -107,4 +106,5 @@ def wishes(lab: Lab) -> dict[str, Any]:
     variables = yaml.safe_load(SCENARIO.read_text())
     if lab.shell("ls /sys/kernel/iommu_groups") == "":
         lab.playbook("iovirt.host.site", variables)
+    lab.replayed = lab.shell("cat /run/iovirt-replay.json")
     return {"sriov": variables["sriov_devices"], "vfio": variables["vfio_devices"]}

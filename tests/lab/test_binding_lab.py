@@ -38,7 +38,7 @@ def held_by(lab: Any, address: str) -> str:
 
 
 def in_image(lab: Any) -> bool:
-    return SCRIPT in lab.shell("lsinitramfs /boot/initrd.img-$(uname -r)")
+    return SCRIPT in lab.shell("lsinitramfs /boot/initrd.img-$(uname -r)", limit=600)
 
 
 @pytest.fixture
@@ -72,13 +72,14 @@ def test_a_port_is_claimed_before_its_own_driver_and_its_twin_is_not(wishes: Any
     assert in_image(lab)
     order = lab.shell(
         "cd $(mktemp -d) && unmkinitramfs /boot/initrd.img-$(uname -r) . && "
-        "grep -h -o 'init-top/[a-z0-9-]*' $(find . -path '*init-top/ORDER') | uniq"
+        "grep -h -o 'init-top/[a-z0-9_-]*' $(find . -path '*init-top/ORDER') | uniq",
+        limit=600,
     ).split()
     assert order.index("init-top/00-iovirt-vfio") < order.index("init-top/udev")
-    began = time.monotonic()
+    made = lab.shell("stat -c %Y /boot/initrd.img-$(uname -r)")
     again = lab.module("vfio", devices=[wish])
     assert again["changed"] is False and again["actions"] == [], again
-    assert time.monotonic() - began < 300
+    assert lab.shell("stat -c %Y /boot/initrd.img-$(uname -r)") == made
     reboot(lab)
     assert held_by(lab, port) == "vfio-pci"
     assert held_by(lab, twin) == "igb"

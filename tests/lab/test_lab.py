@@ -19,8 +19,8 @@ EDU: dict[str, Any] = {"match": {"vendor": ["1234"], "device": ["11e8"]}}
 
 
 def test_the_replay_was_there_before_the_network(wishes: dict[str, Any], lab: Any) -> None:
-    """The host has just booted: what is there was made by the replay alone."""
-    replayed = json.loads(lab.shell("cat /run/iovirt-replay.json"))
+    """What was there when the tests came, on a host that had just booted, was made by the replay alone."""
+    replayed = json.loads(lab.replayed)
     assert replayed["failures"] == {}
     assert len([a for a in replayed["actions"] if a["action"] == "bind"]) == 6
     # In one call systemctl prints them in an order of its own.
@@ -242,7 +242,16 @@ def test_a_driver_reload_brings_all_back(wishes: dict[str, Any], lab: Any) -> No
 
 
 def test_everything_is_given_back(wishes: dict[str, Any], lab: Any) -> None:
-    """Last: `exclusive` with empty lists leaves no trace of us but the kernel command line."""
+    """`exclusive` with empty lists leaves no trace of us but the kernel command line, and `absent` not even that."""
+    try:
+        give_everything_back(lab)
+    finally:
+        again = lab.module("iommu", state="enabled", mode="passthrough")
+        assert not again["failed"], again
+        converge(lab, wishes)
+
+
+def give_everything_back(lab: Any) -> None:
     result = lab.module("devices", sriov=[], vfio=[], exclusive=["sriov", "vfio"])
     assert not result.get("failed") and result["changed"] is True, result
     assert lab.drivers() == {}

@@ -12,7 +12,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from . import aliases, boot, cmdline, drivers, grub, initramfs, mstconfig, nvmecli, security, store, sysfs
+from . import (
+    aliases,
+    boot,
+    cmdline,
+    devlink,
+    drivers,
+    grub,
+    initramfs,
+    link,
+    mstconfig,
+    nvmecli,
+    security,
+    store,
+    sysfs,
+)
 from .errors import EngineError, explain
 from .host import Host
 from .read import DEVICES, DRIVERS
@@ -49,7 +63,9 @@ class Step:
 
 
 def _set_vf_count(host: Host, args: Args) -> None:
-    _recount(host, args["pf"], args["to"], args["reserved"], args["autoprobe"], args.get("held_back", ()))
+    _recount(host, args["pf"], args["to"], args["autoprobe"])
+    if not args["hold"]:
+        _let_probe(host, args["pf"], args["to"], args["reserved"], args["autoprobe"], args["held_back"])
 
 
 def _undo_vf_count(host: Host, args: Args) -> None:
@@ -57,45 +73,76 @@ def _undo_vf_count(host: Host, args: Args) -> None:
     if _count(host, args["pf"]) == args["from"] and all(
         _driver(host, _vf_address(host, args["pf"], int(index))) == driver for index, driver in args["drivers"].items()
     ):
-        if args["autoprobe"] and host.files.attr(_autoprobe(args["pf"])) == "0":
-            host.files.write(_autoprobe(args["pf"]), "1")
+        _hold_probing(host, args["pf"], args["autoprobe"], False)
         host.files.remove(store.held_back(args["pf"]))
         return
-    _recount(host, args["pf"], args["from"], args["previous"], args["autoprobe"])
+    _recount(host, args["pf"], args["from"], args["autoprobe"])
+    try:
+        _restore_attributes(host, args)
+    finally:
+        _let_probe(host, args["pf"], args["from"], args["previous"], args["autoprobe"])
     if args.get("controllers"):
         _set_nvme_secondary(host, {"pf": args["pf"], "to": args["controllers"]})
     for index, driver in args["previous"].items():
         _bind(host, {"pf": args["pf"], "index": int(index), "driver": driver})
 
 
+def _restore_attributes(host: Host, args: Args) -> None:
+    """What others had set on the VFs that vanished."""
+    if args["attributes"]:
+        vfs = {index: {"was": values} for index, values in args["attributes"].items()}
+        link.undo_vf_attributes(host, {"pf": args["pf"], "netdev": args["netdev"], "vfs": vfs})
+
+
+def _probe_vfs(host: Host, args: Args) -> None:
+    """Offer VFs that were held back to their drivers."""
+    _let_probe(host, args["pf"], args["count"], args["reserved"], args["autoprobe"], args["held_back"])
+
+
+def _undo_probe_vfs(host: Host, args: Args) -> None:
+    """Nothing: the VFs were made by the step before, whose undo takes them away again with their drivers."""
+
+
+def _hold_probing(host: Host, pf: str, autoprobe: bool, hold: bool) -> None:
+    """`autoprobe` is what it was when the plan was made: a step that failed may have left it off."""
+    path = _autoprobe(pf)
+    wanted = "0" if hold else "1"
+    if autoprobe and host.files.exists(path) and host.files.attr(path) != wanted:
+        host.files.write(path, wanted)
+
+
 def _autoprobe(pf: str) -> str:
     return f"{sysfs.device(pf)}/sriov_drivers_autoprobe"
 
 
-def _recount(
-    host: Host, pf: str, count: int, reserved: Mapping[str, str], probing: bool, held_back: Collection[int] = ()
-) -> None:
-    """Zero first, then the count, with probing held back until every VF carries its override. `probing` is what it was
-    when the plan was made: a step that failed may have left it off. The VFs that are held back get their driver in a
-    step of their own."""
-    holding = probing and host.files.exists(_autoprobe(pf))
-    if holding:
+def _recount(host: Host, pf: str, count: int, autoprobe: bool) -> None:
+    """Zero first, then the count. From then on probing is held back: the VFs wait for what they get before a driver."""
+    if autoprobe and host.files.exists(_autoprobe(pf)):
         # Said before it is done: a run that is cut off here leaves it off, and that is not the operator's will.
         host.files.replace(store.held_back(pf), "", mode=0o600)
-        host.files.write(_autoprobe(pf), "0")
+    _hold_probing(host, pf, autoprobe, True)
     try:
         if _count(host, pf):
             _write_count(host, pf, 0)
         if count:
             _write_count(host, pf, count)
+    except BaseException:
+        _hold_probing(host, pf, autoprobe, False)
+        raise
+
+
+def _let_probe(
+    host: Host, pf: str, count: int, reserved: Mapping[str, str], autoprobe: bool, held_back: Collection[int] = ()
+) -> None:
+    """The overrides first, so that no VF ever shows up under a driver it was not meant for. The VFs that are held back
+    get their driver in a step of their own."""
+    try:
         for index, driver in reserved.items():
             host.files.write(f"{DEVICES}/{_vf_address(host, pf, int(index))}/driver_override", driver)
     finally:
-        if holding:
-            host.files.write(_autoprobe(pf), "1")
-    if probing:
+        _hold_probing(host, pf, autoprobe, False)
+    if autoprobe:
         _probe_others(host, pf, [i for i in range(count) if str(i) not in reserved and i not in held_back])
-    if holding:
         host.files.remove(store.held_back(pf))
 
 
@@ -416,6 +463,41 @@ def _undo_nvme_primary(host: Host, args: Args) -> None:
     _set_nvme_primary(host, {"pf": args["pf"], "to": args["from"]})
 
 
+def _unbind_vf(host: Host, args: Args) -> None:
+    _unbind(host, _address(host, args))
+
+
+def _rebind_vf(host: Host, args: Args) -> None:
+    """Give a VF back to the driver that had it, whatever its override says."""
+    address = _address(host, args)
+    if _driver(host, address) != args["driver"]:
+        _rebind(host, address, args["driver"])
+
+
+def _undo_rebind(host: Host, args: Args) -> None:
+    _unbind(host, _address(host, args))
+
+
+def _detach_vfs(host: Host, args: Args) -> None:
+    """Take all VFs of a PF from their drivers, whichever they have."""
+    for index in range(_count(host, args["pf"])):
+        _unbind(host, _vf_address(host, args["pf"], index))
+
+
+def _attach_vfs(host: Host, args: Args) -> None:
+    """Give the VFs their drivers again: those that they had; VFs that are born by this very plan are offered to the
+    drivers that take them by themselves."""
+    if args["offered"]:
+        others = [index for index in range(_count(host, args["pf"])) if str(index) not in args["reserved"]]
+        _probe_others(host, args["pf"], others)
+    for index, driver in args["drivers"].items():
+        address = _vf_address(host, args["pf"], int(index))
+        if _driver(host, address) is None:
+            host.files.write(f"{DRIVERS}/{driver}/bind", address)
+        if _driver(host, address) != driver:
+            raise EngineError(f"{driver} did not take VF {index} ({address}) again. Look at the kernel log.")
+
+
 # --- Files ---------------------------------------------------------------------------------------------------------
 
 
@@ -479,11 +561,22 @@ def _set_file(host: Host, args: Args, text: str | None) -> None:
 TABLE: Mapping[str, Step] = {
     "set_vf_count": Step(_set_vf_count, _undo_vf_count),
     "resume_probing": Step(_resume_probing, _undo_resume),
+    "probe_vfs": Step(_probe_vfs, _undo_probe_vfs),
+    "set_vf_attributes": Step(link.set_vf_attributes, link.undo_vf_attributes, link.set_many),
+    "set_up": Step(link.set_up, link.undo_up),
+    "unbind": Step(_unbind_vf, _undo_bind),
+    "rebind": Step(_rebind_vf, _undo_rebind),
     "bind": Step(_bind, _undo_bind),
     "release": Step(_release, _undo_bind),
     "set_nvme_primary": Step(_set_nvme_primary, _undo_nvme_primary),
     "set_nvme_secondary": Step(_set_nvme_secondary, _undo_nvme_secondary),
     "set_firmware": Step(mstconfig.set_next, mstconfig.undo_next),
+    "detach_vfs": Step(_detach_vfs, _attach_vfs),
+    "attach_vfs": Step(_attach_vfs, _detach_vfs),
+    "set_eswitch": Step(devlink.set_eswitch, devlink.undo_eswitch),
+    "set_devlink_param": Step(devlink.set_param, devlink.undo_param),
+    "devlink_reload": Step(devlink.reload, devlink.undo_reload),
+    "set_tc_offload": Step(devlink.set_offload, devlink.undo_offload),
     "declare": Step(_declare, _undo_declare),
     "follow": Step(_follow, _undo_follow),
     "write_file": Step(_write_file, _undo_write_file),

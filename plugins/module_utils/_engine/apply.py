@@ -18,19 +18,10 @@ from dataclasses import dataclass, field
 from .actions import TABLE
 from .errors import EngineError, Stuck, explain
 from .host import Host
-from .model import HOST, Action, Plan
+from .model import HOST, Action, Outcome, Plan
 
 #: A run that has begun ends by itself, whether or not the connection that started it lives.
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
-
-
-@dataclass
-class Outcome:
-    """What was done, and for each device that failed a sentence."""
-
-    done: list[Action] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-    indeterminate: list[str] = field(default_factory=list)
 
 
 @dataclass

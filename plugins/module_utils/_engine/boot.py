@@ -250,6 +250,9 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     folder = f"{HOME}/engine/{args['version']}"
     for name, text in engine_files(host.sources()).items():
         host.files.replace(f"{folder}/{name}", text)
+    # Bytecode beside it, so that neither the replay nor the next run compiles (docs/dev/benchmarks.md). All works without.
+    if not host.files.exists(f"{folder}/{PACKAGE}/__pycache__"):
+        host.run([host.python, "-I", "-m", "compileall", "-q", folder])
     for path, (text, mode) in wanted_files(host.python, args["declared"], args["ours"]).items():
         _write(host.files, path, text, mode)
     host.files.symlink(args["version"], CURRENT)

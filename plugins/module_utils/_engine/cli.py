@@ -17,6 +17,8 @@ from .errors import EngineError
 from .host import FileSystem, Host, run_command
 from .model import Lost, State
 from .read import Needs, read_state
+from .resources.common import Options
+from .sriov import eswitch
 
 USAGE = """usage: iovirt COMMAND [--json]
 
@@ -70,6 +72,8 @@ def _command(words: Sequence[str]) -> Callable[[Host, bool], int] | None:
 
 def _status(host: Host, as_json: bool) -> int:
     state = read_state(host, Needs())
+    wishes, _missing_ones = replay.wishes_of(state)
+    state = engine.read_more(host, state, wishes, Options())
     result = _plan(host, state)
     devices = [_found(state, result, *entry) for entry in replay.entries_of(state)]
     devices += [_missing(name, key, lost) for name, items in state.lost.items() for key, lost in items.items()]
@@ -105,7 +109,7 @@ def _now(state: State, name: str, address: str) -> Mapping[str, Any]:
         return {"driver": function.driver}
     vfs = function.sriov.vfs if function.sriov else {}
     drivers = {index: state.functions[vf].driver for index, vf in vfs.items() if vf in state.functions}
-    return {"vf_count": len(vfs), "vfs": {str(index): {"driver": driver} for index, driver in drivers.items()}}
+    return {"vf_count": len(vfs), **eswitch.info(state, function), "vfs": {str(index): {"driver": driver} for index, driver in drivers.items()}}
 
 
 def _missing(name: str, key: str, lost: Lost) -> dict[str, Any]:

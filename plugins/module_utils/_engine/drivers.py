@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 #: PF drivers without the sriov_configure callback: writing a count answers ENOENT (drivers/pci/iov.c,
 #: sriov_numvfs_store). From the struct pci_driver of each, Linux 6.12.
@@ -54,3 +56,106 @@ def is_vfio(driver: str | None) -> bool:
 def module_of(driver: str) -> str:
     """The module of a driver, the way the kernel writes module names."""
     return _MODULES.get(driver, driver).replace("-", "_")
+
+# --- Attributes of VFs -----------------------------------------------------------------------------------------------
+# rtnetlink cannot be asked what a PF's driver can set. A callback that is not in its net_device_ops answers EOPNOTSUPP
+# (do_setvfinfo in net/core/rtnetlink.c); what a callback refuses whatever the value is a "no" as well.
+
+
+def _can(yes: str, no: str) -> Mapping[str, bool]:
+    return {**dict.fromkeys(yes.split(), True), **dict.fromkeys(no.split(), False)}
+
+
+#: PF driver -> attribute -> can it set that? What is in neither list is unknown. "802.1ad" is a VLAN with that protocol.
+#: From net_device_ops and the ndo_set_vf_* functions of each, Linux 6.12, below drivers/net/ethernet unless said.
+_ETHERNET: Mapping[str, Mapping[str, bool]] = {
+    # broadcom/bnx2x/bnx2x_main.c
+    "bnx2x": _can("mac vlan spoof_check link_state", "trust query_rss min_tx_rate max_tx_rate 802.1ad"),
+    # broadcom/bnxt/bnxt.c; priority and 802.1ad depend on kernel and firmware (bnxt_set_vf_vlan in bnxt_sriov.c)
+    "bnxt_en": _can("mac vlan spoof_check trust link_state min_tx_rate max_tx_rate", "query_rss"),
+    # chelsio/cxgb4/cxgb4_main.c, cxgb4_mgmt_netdev_ops; cxgb4_mgmt_set_vf_rate: no minimum
+    "cxgb4": _can("mac vlan qos link_state max_tx_rate", "spoof_check trust query_rss min_tx_rate 802.1ad"),
+    # emulex/benet/be_main.c; be_set_vf_tx_rate: no minimum
+    "be2net": _can("mac vlan qos spoof_check link_state max_tx_rate", "trust query_rss min_tx_rate 802.1ad"),
+    # hisilicon/hns3/hns3_enet.c
+    "hns3": _can("mac vlan qos spoof_check trust link_state max_tx_rate", "query_rss 802.1ad"),
+    # intel/i40e/i40e_main.c; i40e_virtchnl_pf.c, i40e_ndo_set_vf_bw: no minimum
+    "i40e": _can("mac vlan qos spoof_check trust link_state max_tx_rate", "query_rss min_tx_rate 802.1ad"),
+    # intel/ice/ice_main.c; 802.1ad depends on the card's double VLAN mode (ice_is_supported_port_vlan_proto)
+    "ice": _can("mac vlan qos spoof_check trust link_state min_tx_rate max_tx_rate", "query_rss"),
+    # intel/igb/igb_main.c; igb_ndo_set_vf_bw: no minimum. All seen on the lab.
+    "igb": _can("mac vlan qos spoof_check trust max_tx_rate", "link_state query_rss min_tx_rate 802.1ad"),
+    # intel/ixgbe/ixgbe_main.c; ixgbe_ndo_set_vf_bw: no minimum. The link state came with Linux 5.18.
+    "ixgbe": _can("mac vlan qos spoof_check trust query_rss max_tx_rate", "min_tx_rate 802.1ad"),
+    # mellanox/mlx4/en_netdev.c, mlx4_netdev_ops_master
+    "mlx4_core": _can("mac vlan qos spoof_check link_state min_tx_rate max_tx_rate", "trust query_rss"),
+    # mellanox/mlx5/core/en_main.c
+    "mlx5_core": _can("mac vlan qos spoof_check trust link_state min_tx_rate max_tx_rate", "query_rss 802.1ad"),
+    # netronome/nfp/nfp_net_common.c: the rest depends on the card's firmware (nfp_net_sriov_check)
+    "nfp": _can("", "query_rss"),
+    # qlogic/qede/qede_main.c
+    "qede": _can("mac vlan spoof_check trust link_state min_tx_rate max_tx_rate", "query_rss 802.1ad"),
+    # sfc/efx.c
+    "sfc": _can("mac vlan qos spoof_check link_state", "trust query_rss min_tx_rate max_tx_rate 802.1ad"),
+    # drivers/net/netdevsim/netdev.c
+    "netdevsim": _can("mac vlan qos 802.1ad spoof_check trust link_state query_rss min_tx_rate max_tx_rate", ""),
+}
+
+#: On an InfiniBand port, whatever its driver: drivers/infiniband/ulp/ipoib/ipoib_main.c, ipoib_netdev_ops_pf.
+_INFINIBAND = _can(
+    "link_state node_guid port_guid", "mac vlan qos 802.1ad spoof_check trust query_rss min_tx_rate max_tx_rate"
+)
+
+
+def can_set(driver: str | None, attribute: str, infiniband: bool = False) -> bool | None:
+    """Can the driver of a PF set this attribute of its VFs? None: nobody here knows."""
+    if infiniband:
+        return _INFINIBAND.get(attribute)
+    if attribute in ("node_guid", "port_guid"):
+        # handle_infiniband_guid in net/core/rtnetlink.c asks for an InfiniBand port first.
+        return False
+    return _ETHERNET.get(driver or "", {}).get(attribute)
+
+
+#: PF drivers that set rates without a link as well; the others reckon with its speed (igb_ndo_set_vf_bw and its like).
+RATES_WITHOUT_LINK = frozenset({"hns3", "mlx4_core", "mlx5_core", "netdevsim"})
+
+#: PF drivers that take the zero address for "no MAC of mine" (igb_ndo_set_vf_mac and its like).
+UNSETS_MAC = frozenset({"i40e", "ice", "igb", "ixgbe", "netdevsim"})
+
+#: PF drivers under which a new VF has the spoof check on.
+CHECKS_SPOOFING = frozenset({"i40e", "ice", "igb", "ixgbe"})
+
+@dataclass(frozen=True)
+class Eswitch:
+    """How a driver changes the mode of its eswitch."""
+
+    #: The mode may change while there are VFs; they are taken from their drivers for it. Otherwise there must be none.
+    with_vfs: bool = True
+    #: The number of VFs is changed in legacy mode only.
+    count_in_legacy: bool = True
+    #: The PF's network device is the same one afterwards, with its addresses.
+    keeps_netdev: bool = False
+    #: The port in switchdev mode is another thing than before, and ready when it names its switch (phys_switch_id).
+    uplink: bool = False
+
+
+#: Driver -> how it changes the mode. Where the orders are from: mlx5_devlink_eswitch_mode_set in
+#: mlx5/core/eswitch_offloads.c and the SR-IOV network operator (setEswitchModeAndNumVFsMlx: legacy, count, VFs
+#: unbound, switchdev); ice_eswitch_mode_set in ice/ice_eswitch.c (EOPNOTSUPP while there are VFs);
+#: nsim_devlink_eswitch_mode_set in netdevsim/dev.c.
+ESWITCH: Mapping[str, Eswitch] = {
+    "ice": Eswitch(with_vfs=False, count_in_legacy=False, keeps_netdev=True),
+    "mlx5_core": Eswitch(uplink=True),
+    "netdevsim": Eswitch(keeps_netdev=True),
+}
+
+#: A driver that is in no table: the careful order, which is that of mlx5.
+ESWITCH_UNKNOWN = Eswitch()
+
+#: Vendor and device -> the inline mode that goes with switchdev: these cards match on packet headers that a VF has put into its descriptor
+#: (ConnectX-4 and ConnectX-4 Lx; so do os-net-config and TripleO, after the mode, as the kernel's own devlink handler has it).
+INLINE_MODES: Mapping[tuple[str, str], str] = {("15b3", "1013"): "transport", ("15b3", "1015"): "transport"}
+
+#: Parameters that change only while the eswitch is in legacy mode (mlx5_fs_mode_validate in mlx5/core/fs_core.c).
+IN_LEGACY_ONLY = frozenset({"flow_steering_mode"})

@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import boot, initramfs, link, match, read, report, store
-from .apply import Outcome, apply
+from . import after_link, boot, initramfs, match, read, report, store
 from .drivers import is_vfio
 from .errors import EngineError
 from .host import Host
-from .model import Action, Plan, Refusal, State
+from .model import HOST, Action, Outcome, Plan, Refusal, State
 from .read import Needs
-from .resources import common, iommu, kernel_cmdline, sriov, vfio
+from .resources import common, sriov, vfio
 from .resources.common import Options
+
+# Imports within functions: a devices call that finds nothing to do, as most do, is spared what it does not use
+# (docs/dev/benchmarks.md).
+if TYPE_CHECKING:
+    from .resources import kernel_cmdline
 
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
 RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio}
@@ -29,9 +33,6 @@ _READ_MORE = {sriov.NAME: sriov.read_more}
 
 #: Seconds that a run waits for another one to end.
 LOCK_LIMIT = 120.0
-
-#: Steps that take something from whoever has it.
-_TAKING = ("set_vf_count", "set_nvme_secondary", "bind", "release")
 
 Wishes = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -46,7 +47,7 @@ class Call:
     declare: bool = True
     #: By host.clock: past it no further device is begun.
     deadline: float | None = None
-    #: Leave what needs a link to its unit, whether or not there is one now (link.py).
+    #: Leave what needs a link to its unit, whether or not there is one now (after_link.py).
     before_link: bool = False
 
 
@@ -66,34 +67,45 @@ def _turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
 def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
     state = _read(host, wishes, options)
     plan = plan_devices(host, state, wishes, options, call.declare)
-    if any(action.kind in _TAKING for action in plan.actions) and not plan.refusals:
+    if any(_touches_a_device(action) for action in plan.actions) and not plan.refusals:
         # Only now is it worth looking into every process of the host.
-        state = read.with_users(host, state)
+        from . import users
+
+        state = replace(users.look(host, state), own_macs=read.own_macs(host.files, state))
         plan = plan_devices(host, state, wishes, options, call.declare)
     _raise_refusals(plan.refusals)
-    link.defer(state, plan, call.before_link)
+    after_link.defer(state, plan, call.before_link)
     outcome = Outcome()
     if not call.check and plan.doable:
-        outcome = apply(host, plan, call.deadline)
+        outcome = _apply(host, plan, call.deadline)
+        late = after_link.soon(host, plan, outcome.failures) if not call.before_link else Plan()
+        if late.actions:
+            outcome.add(_apply(host, late, call.deadline))
         if not outcome.indeterminate:
             # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
             # from before.
-            state = _read_more(host, read.read_state(host, Needs()), wishes, options)
+            state = read_more(host, read.read_state(host, Needs()), wishes, options)
     if not call.check:
-        link.start_units(host, link.waiting(plan))
+        done = {action.unit for action in outcome.done if action.args.get("needs_link")}
+        after_link.start_units(host, [pf for pf in after_link.waiting(plan) if pf not in done])
     return report.result(plan, outcome, {name: RESOURCES[name].info(state) for name in wishes})
+
+
+def _touches_a_device(action: Action) -> bool:
+    """Recording a wish takes nothing from anybody."""
+    return action.unit != HOST and action.kind != "declare"
 
 
 def _read(host: Host, wishes: Wishes, options: Options) -> State:
     drivers: frozenset[str] = frozenset().union(*(RESOURCES[name].needs(list_) for name, list_ in wishes.items()))
     early = any(wish.get("early") for wish in wishes.get(vfio.NAME, ()))
-    state = _read_more(host, read.read_state(host, Needs(drivers=drivers, early=early)), wishes, options)
+    state = read_more(host, read.read_state(host, Needs(drivers=drivers, early=early)), wishes, options)
     if state.iommu.active or not any(is_vfio(driver) for driver in drivers):
         return state
     return replace(state, iommu=replace(state.iommu, after_reboot=_iommu_after_reboot(host, state)))
 
 
-def _read_more(host: Host, state: State, wishes: Wishes, options: Options) -> State:
+def read_more(host: Host, state: State, wishes: Wishes, options: Options) -> State:
     """What costs a process is read only where a wish needs it: a host whose wishes name none of it pays nothing."""
     for name, wished in wishes.items():
         if name in _READ_MORE:
@@ -101,7 +113,15 @@ def _read_more(host: Host, state: State, wishes: Wishes, options: Options) -> St
     return state
 
 
+def _apply(host: Host, plan: Plan, deadline: float | None = None) -> Outcome:
+    from .apply import apply
+
+    return apply(host, plan, deadline)
+
+
 def _iommu_after_reboot(host: Host, state: State) -> bool | None:
+    from .resources import iommu, kernel_cmdline
+
     try:
         return iommu.next_boot(state.iommu, kernel_cmdline.read(host.files))
     except EngineError:
@@ -208,7 +228,7 @@ def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> 
     """The devices of a resource as they are, as valid input for it, and facts beside that. Of a device that the
     collection owns it names what was wished of it, of any other all there is. Reads only."""
     state = read.read_state(host, Needs(variants=True))
-    state = _read_more(host, state, {name: _owned_wishes(state.stored[name]["devices"])}, Options())
+    state = read_more(host, state, {name: _owned_wishes(state.stored[name]["devices"])}, Options())
     resource = RESOURCES[name]
     wrong = match.check_selector(selector) if selector else None
     if wrong:
@@ -257,6 +277,8 @@ def _as_owned(item: Mapping[str, Any], entry: Mapping[str, Any] | None) -> dict[
 
 def host_iommu(host: Host, state: str, mode: str | None, prove: bool, call: Call) -> dict[str, Any]:
     """Make the IOMMU as wished by the next boot; with `prove`, fail where it should be so by now."""
+    from .resources import iommu, kernel_cmdline
+
     with _turn(host, call):
         now = read.read_iommu(host.files)
         try:
@@ -270,16 +292,18 @@ def host_iommu(host: Host, state: str, mode: str | None, prove: bool, call: Call
         failed = iommu.proof(now, parameters, state, mode) if prove and state != "absent" else None
         if failed:
             raise EngineError(failed)
-        outcome = apply(host, plan) if not call.check and plan.doable else Outcome()
+        outcome = _apply(host, plan) if not call.check and plan.doable else Outcome()
     return report.result(plan, outcome, {"iommu": iommu.info(now)})
 
 
 def host_cmdline(host: Host, wish: kernel_cmdline.Wish, call: Call) -> dict[str, Any]:
     """Make the kernel command line of the next boot as wished."""
+    from .resources import kernel_cmdline
+
     with _turn(host, call):
         parameters = kernel_cmdline.read(host.files)
         plan = kernel_cmdline.plan(parameters, wish)
         _raise_refusals(plan.refusals)
-        outcome = apply(host, plan) if not call.check and plan.doable else Outcome()
+        outcome = _apply(host, plan) if not call.check and plan.doable else Outcome()
         after = kernel_cmdline.read(host.files) if outcome.done else parameters
     return report.result(plan, outcome, {"kernel_cmdline": kernel_cmdline.info(after)})

@@ -2,14 +2,19 @@
 # GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What must not be taken away by surprise. The kernel does not protect any of it (docs/safety.md)."""
+"""What must not be taken away by surprise. The kernel does not protect any of it (docs/safety.md).
+
+Pure: whom a step would hurt stands in the state, read by read.py, users.py, keepers.py and consoles.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Callable
 
+from . import keepers
 from .drivers import is_vfio
-from .model import Function, Netdev, Refusal, State
+from .model import Function, Netdev, Refusal, State, User
 
 #: Drivers under which a function may sit in a group that a guest uses (drivers/vfio/vfio_main.c of old, and the
 #: no-driver rule of iommu_group_claim_dma_owner, drivers/iommu/iommu.c). Bridges never need a driver change.
@@ -18,25 +23,65 @@ HARMLESS_DRIVERS = ("pci-stub", "pcieport")
 
 #: Kinds of netdev whose lower ones stand in for each other. A bridge is none: its other ports are guests.
 REDUNDANT = ("bond", "team")
+SWITCHES = ("bridge", "openvswitch")
+
+
+#: Kinds of netdev that are a guest's or a container's end of a bridge; of a veth pair the end that stays here.
+PORTS_OF_GUESTS = ("tun", "veth", "macvtap", "ipvtap")
 
 
 def before_unbind(state: State, function: Function, going: Collection[str] = ()) -> list[Refusal]:
     """What stands against taking the driver away from a function. `going` are the functions that the same call takes
     from the host as well: no leg of a bond can count on them."""
-    found = list(_lost_network(state, function, going)) + list(_lost_disks(function)) + list(_users(state, function))
-    if function.boot_vga and function.class_code.startswith("03"):
-        found.append(_refusal(function, "console", "it is the GPU that shows the console (boot_vga)."))
-    return found
+    found = list(_lost_network(state, function, going)) + list(_lost_disks(function))
+    # A guest that does not run wants the device on vfio, or its port by macvtap: it loses nothing before that goes.
+    on_vfio = is_vfio(function.driver)
+    found += _used(state, function, lambda user: not user.idle or user.by_netdev != on_vfio, going)
+    found += _console(state, function)
+    found += ruled_by_others(state, function, keepers.DRIVER)
+    pf = state.functions.get(function.physfn or "")
+    return found + (ruled_by_others(state, pf, keepers.VFS, vf=function) if pf else [])
 
 
-def before_recount(state: State, pf: Function) -> list[Refusal]:
-    """What stands against changing the number of VFs: all present VFs vanish, and the PF's link goes down."""
-    found = list(_flapping(state, pf))
-    vfs = list((pf.sriov.vfs if pf.sriov else {}).values())
-    for address in vfs:
+def before_down(state: State, function: Function) -> list[Refusal]:
+    """What stands against setting a function's network device down."""
+    return list(_lost_network(state, function, ()))
+
+
+def before_recount(
+    state: State, pf: Function, count: int = 0, doing: str = "changing its number of VFs"
+) -> list[Refusal]:
+    """What stands against changing the number of VFs, or what else takes its VFs away for a moment: all present VFs
+    vanish, and the PF's link goes down. `count` is the number that there will be."""
+    found = list(_flapping(state, pf, doing))
+    vfs = pf.sriov.vfs if pf.sriov else {}
+    for index, address in vfs.items():
         vf = state.functions.get(address)
         if vf:
-            found += list(_lost_network(state, vf, vfs)) + list(_lost_disks(vf)) + list(_users(state, vf))
+            found += list(_lost_network(state, vf, list(vfs.values()))) + list(_lost_disks(vf))
+            # A VF that comes back is all that a guest wants that does not run.
+            found += _used(state, vf, _active if index < count else _anyone, list(vfs.values()))
+    return found + ruled_by_others(state, pf, keepers.COUNT, *([keepers.VFS] if vfs else []))
+
+
+def before_attributes(state: State, pf: Function) -> list[Refusal]:
+    """What stands against setting what VFs are set to (addresses, VLANs, rates)."""
+    return ruled_by_others(state, pf, keepers.ATTRIBUTES)
+
+
+def before_eswitch(state: State, pf: Function) -> list[Refusal]:
+    """What stands against another mode of the eswitch, beyond what a change of the number of VFs meets."""
+    return ruled_by_others(state, pf, keepers.ESWITCH)
+
+
+def ruled_by_others(state: State, function: Function, *what: str, vf: Function | None = None) -> list[Refusal]:
+    """Other programs that rule this of the function. What stands against a step on a VF is said of the VF."""
+    found = []
+    for keeper in state.keepers.get(function.address, ()):
+        ruled = [keepers.WHAT[name] for name in what if name in keeper.rules]
+        if ruled:
+            whose = "it as one of the VFs of " + function.address if vf else " and ".join(ruled)
+            found.append(_refusal(vf or function, "foreign", f"{keeper.name} rules {whose}: {keeper.reason}."))
     return found
 
 
@@ -86,6 +131,10 @@ def _reach(state: State, netdev: Netdev, leaving: Collection[str] = ()) -> Itera
         if current.kind == "openvswitch":
             # Its bridges and internal ports hang on the datapath inside the switch: sysfs shows no link between them.
             todo += [(netdev, shared) for netdev in state.netdevs.values() if netdev.kind == "openvswitch"]
+        if current.kind in SWITCHES:
+            # Out by another port and through a veth pair: the other end may be an uplink of its own.
+            others = [state.netdevs[name] for name in current.lowers if name in state.netdevs]
+            todo += [(state.netdevs[o.peer], shared) for o in others if o.peer in state.netdevs]
         for name in current.uppers:
             upper = state.netdevs.get(name)
             if upper:
@@ -132,14 +181,26 @@ def _lost_network(state: State, function: Function, going: Collection[str]) -> I
             break
 
 
-def _flapping(state: State, pf: Function) -> Iterator[Refusal]:
-    """Many drivers close and reopen a running port when the count changes (seen: igb)."""
+def before_new_netdev(state: State, pf: Function) -> list[Refusal]:
+    """What stands against a step after which the PF's port has another network device, without addresses and masters."""
+    return list(_lost_network(state, pf, ()))
+
+
+def _flapping(state: State, pf: Function, doing: str) -> Iterator[Refusal]:
+    """Many drivers close and reopen a running port when the count changes (seen: igb). A port that is up and that
+    nobody uses may flap; who rides on its VFs is asked about these."""
+    users = _names(state, pf, _active)
     for netdev in _netdevs(state, pf):
         used = next((what for reached, _shared in _reach(state, netdev) if (what := _carries(state, reached))), None)
         used = used or (f"a leg of {netdev.uppers[0]}" if netdev.uppers else None)
+        used = used or (f"XDP {netdev.xdp}" if netdev.xdp else None) or (f"used by {users[0]}" if users else None)
         if netdev.up and netdev.carrier and used:
-            reason = f"changing its number of VFs takes the running link of {netdev.name} ({used}) down for a moment."
+            reason = f"{doing} takes the running link of {netdev.name} ({used}) down for a moment."
             yield _refusal(pf, "link_flap", reason)
+    hiding = [user.who for user in (state.users or {}).get(pf.address, ()) if user.hides]
+    if hiding:
+        reason = f"{doing} takes a running link down for a moment, and its link is with {hiding[0]}."
+        yield _refusal(pf, "link_flap", reason)
 
 
 def _lost_disks(function: Function) -> Iterator[Refusal]:
@@ -148,8 +209,50 @@ def _lost_disks(function: Function) -> Iterator[Refusal]:
         yield _refusal(function, "boot_disk", reason)
 
 
-def _users(state: State, function: Function) -> Iterator[Refusal]:
-    users = (state.users or {}).get(function.group or "")
-    if users:
-        reason = f"it is in use by {', '.join(users)} (IOMMU group {function.group} is held open)."
-        yield _refusal(function, "in_use", reason)
+def _active(user: User) -> bool:
+    return not user.idle
+
+
+def _anyone(_user: User) -> bool:
+    return True
+
+
+def _used(state: State, function: Function, counts: Callable[[User], bool], going: Collection[str]) -> list[Refusal]:
+    """Who else loses the function, of those who count."""
+    names = _names(state, function, counts)
+    found = []
+    for netdev in _netdevs(state, function):
+        if netdev.xdp:
+            names.append(f"XDP on {netdev.name} ({netdev.xdp})")
+        for reached, shared in _reach(state, netdev, _leaving(state, {function.address, *going})):
+            riders = _riders(state, netdev, reached)
+            if riders and shared:
+                reason = f"its port {netdev.name} is one leg of what carries {riders}."
+                found.append(_refusal(function, "link_flap", reason))
+            elif riders:
+                names.append(riders)
+    if names:
+        found.append(_refusal(function, "in_use", f"it is in use by {', '.join(dict.fromkeys(names))}."))
+    return found
+
+
+def _names(state: State, function: Function, counts: Callable[[User], bool]) -> list[str]:
+    return [user.who for user in (state.users or {}).get(function.address, ()) if counts(user)]
+
+
+def _riders(state: State, netdev: Netdev, reached: Netdev) -> str | None:
+    """Guests and containers that reach the network through `netdev`, as far as their ends are in this namespace."""
+    if reached.kind in ("macvtap", "ipvtap"):
+        return f"a guest ({reached.kind} {reached.name})"
+    if reached.kind not in SWITCHES:
+        return None
+    others = [state.netdevs[name] for name in reached.lowers if name in state.netdevs and name != netdev.name]
+    ends = [o.name for o in others if o.kind in PORTS_OF_GUESTS and o.carrier and not o.peer]
+    return f"guests or containers behind {reached.name} ({', '.join(ends)})" if ends else None
+
+
+def _console(state: State, function: Function) -> list[Refusal]:
+    if function.boot_vga and function.class_code.startswith("03"):
+        return [_refusal(function, "console", "it is the GPU that shows the console (boot_vga).")]
+    how = state.consoles.get(function.address)
+    return [_refusal(function, "console", f"it shows the console: {how}.")] if how else []

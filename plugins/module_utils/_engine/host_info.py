@@ -14,6 +14,7 @@ from .host import Files, Host
 from .model import Function, State
 from .read import Needs, read_state
 from .resources import common, iommu
+from .sriov import eswitch
 
 #: CPU flags (arch/x86/include/asm/cpufeatures.h): hardware virtualization, and nested paging below it.
 _VIRTUALIZATION = {"vmx": "VT-x", "svm": "AMD-V"}
@@ -115,7 +116,7 @@ def _function(state: State, function: Function) -> dict[str, Any]:
         "iommu_group_type": group.type if group else None,
         "iommu_group_members": list(group.members) if group else [],
         "disks_in_use": list(function.disks_in_use),
-        "sriov": _sriov(function),
+        "sriov": _sriov(state, function),
     }
 
 
@@ -129,7 +130,7 @@ def _netdev(state: State, name: str) -> dict[str, Any]:
     }
 
 
-def _sriov(function: Function) -> dict[str, Any] | None:
+def _sriov(state: State, function: Function) -> dict[str, Any] | None:
     if function.sriov is None:
         return None
     return {
@@ -137,5 +138,6 @@ def _sriov(function: Function) -> dict[str, Any] | None:
         "vf_count": len(function.sriov.vfs),
         "vf_device": function.sriov.vf_device,
         "drivers_autoprobe": function.sriov.autoprobe,
+        "representors": eswitch.representors(state, function),
         "vfs": [{"index": index, "address": address} for index, address in function.sriov.vfs.items()],
     }

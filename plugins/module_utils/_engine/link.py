@@ -2,77 +2,323 @@
 # GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What can be done only while a port has a link, as the rates of VFs on many drivers (docs/kernel-facts.md).
+"""rtnetlink by way of iproute2: what `ip -j -d link` says of VFs, and one `ip -force -batch` for all that is set.
 
-An action says so by `needs_link: True` among its arguments; its unit is the PF. Without a link it is planned as
-`after_link`, and a unit of its own does it once the link is there (boot.py). No event of the kernel tells a carrier to
-udev, so that unit looks.
+The attributes of a VF have the names that they have in a wish. Some go to the kernel together, because it takes them in
+one message and would reset what is left out (struct ifla_vf_vlan_info, struct ifla_vf_rate in linux/if_link.h).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from . import boot, sysfs
+from . import sysfs
+from .errors import EngineError
 from .host import Host
-from .model import AFTER_LINK, LATER, Action, Plan, State
 
-#: Seconds that the unit waits for a link.
-LIMIT = 300.0
-#: Seconds between two looks: who waits for minutes need not look more often.
-PAUSE = 2.0
-#: Seconds that a step waits for a link that was there when the run began: changing a count takes it down for a moment.
-FLAP_LIMIT = 30.0
+#: Seconds for a port's link to come (back): autonegotiation, and a driver that restarts its port for new VFs.
+LINK_LIMIT = 30.0
+#: Seconds for the network device of a VF to appear once its driver has it.
+NETDEV_LIMIT = 30.0
 
+#: How often a network device that was renamed meanwhile is looked for.
+_ATTEMPTS = 3
 
-def has_carrier(host: Host, pf: str) -> bool:
-    """Has one of a port's network devices a link? An interface that is down answers EINVAL, which reads as none."""
-    names = host.files.names(f"{sysfs.device(pf)}/net")
-    return any(host.files.attr(f"{sysfs.device(pf)}/net/{name}/carrier") == "1" for name in names)
+VLAN = ("vlan", "qos", "vlan_proto")
+RATE = ("min_tx_rate", "max_tx_rate")
+#: Set by rtnetlink at the PF.
+OF_PF = ("mac", *VLAN, "spoof_check", "trust", "link_state", *RATE, "query_rss", "node_guid", "port_guid")
+#: Of the VF's own network device on the host.
+OF_NETDEV = ("mtu", "promisc")
 
+NO_MAC = "00:00:00:00:00:00"
 
-def wait(host: Host, pfs: Collection[str], limit: float) -> set[str]:
-    """Wait for links; the ports that have one by the end."""
-    end = host.clock() + limit
-    while True:
-        found = {pf for pf in pfs if has_carrier(host, pf)}
-        if len(found) == len(set(pfs)) or host.clock() >= end:
-            return found
-        host.sleep(PAUSE)
+#: What holds where nobody set anything. What `ip` leaves out is so.
+NEUTRAL: Mapping[str, Any] = {
+    "mac": NO_MAC,
+    "vlan": 0,
+    "qos": 0,
+    "vlan_proto": "802.1Q",
+    "trust": False,
+    "link_state": "auto",
+    "min_tx_rate": 0,
+    "max_tx_rate": 0,
+    "query_rss": False,
+}
 
-
-def defer(state: State, plan: Plan, always: bool) -> None:
-    """Leave what needs a link to its unit: where there is none, or always (the replay's first phase, which does not
-    hold the host up for a link)."""
-    plan.actions = [_later(action) if _has_to_wait(state, action, always) else action for action in plan.actions]
-    for pf in waiting(plan):
-        late = [action.text for action in plan.actions if action.unit == pf and action.certainty == AFTER_LINK]
-        plan.warnings.append(
-            f"{pf}: it has no link now, so this is left to {boot.link_unit(pf)}, which does it once the link is there: "
-            f"{'; '.join(late)}."
-        )
+Values = Mapping[str, Any]
 
 
-def waiting(plan: Plan) -> list[str]:
-    """The ports for which something waits for a link."""
-    return sorted({action.unit for action in plan.actions if action.certainty == AFTER_LINK})
+def vfs(link: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """VF index -> its attributes, from one link of `ip -j -d`. What the driver does not know is not in it
+    (print_vfinfo in iproute2's ip/ipaddress.c)."""
+    return {item["vf"]: _vf(item) for item in link.get("vfinfo_list") or [] if "vf" in item}
 
 
-def _later(action: Action) -> Action:
-    return replace(action, certainty=AFTER_LINK)
+def _vf(item: Mapping[str, Any]) -> dict[str, Any]:
+    vlan = (item.get("vlan_list") or [item])[0]
+    rate = item.get("rate") or {}
+    mac = item.get("address") or item.get("mac") or ""
+    found = {
+        # The address of InfiniBand is 20 bytes long and nothing that could be set.
+        "mac": mac.lower() if len(mac) == len(NO_MAC) else None,
+        "vlan": vlan.get("vlan", 0),
+        "qos": vlan.get("qos", 0),
+        "vlan_proto": vlan.get("protocol", "802.1Q"),
+        "min_tx_rate": rate.get("min_tx", 0),
+        "max_tx_rate": rate.get("max_tx", item.get("tx_rate", 0)),
+        "spoof_check": item.get("spoofchk"),
+        "trust": item.get("trust"),
+        "link_state": item.get("link_state"),
+        "query_rss": item.get("query_rss_en"),
+        "node_guid": item.get("node guid"),
+        "port_guid": item.get("port guid"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
-def _has_to_wait(state: State, action: Action, always: bool) -> bool:
-    if not action.args.get("needs_link") or action.certainty in LATER:
-        return False
-    function = state.functions.get(action.unit)
-    names = function.netdevs if function else ()
-    return always or not any(state.netdevs[name].carrier for name in names if name in state.netdevs)
+# --- Writing ---------------------------------------------------------------------------------------------------------
 
 
-def start_units(host: Host, pfs: Collection[str]) -> None:
-    """Start the units that wait for the links. One that waits already goes on doing so."""
-    for pf in pfs:
-        if host.files.exists("/run/systemd/system"):
-            host.run(["systemctl", "start", "--no-block", boot.link_unit(pf)])
+@dataclass(frozen=True)
+class _Line:
+    """A line of the batch: whose it is, and what it sets, as it will be reported."""
+
+    owner: int
+    what: str
+    text: str
+
+
+def _words(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        value = "on" if value else "off"
+    return f"{_NAMES[key]} {value}"
+
+
+#: Attribute -> what `ip link set dev PF vf N` calls it.
+_NAMES = {
+    "mac": "mac",
+    "vlan": "vlan",
+    "qos": "qos",
+    "vlan_proto": "proto",
+    "spoof_check": "spoofchk",
+    "trust": "trust",
+    "link_state": "state",
+    "min_tx_rate": "min_tx_rate",
+    "max_tx_rate": "max_tx_rate",
+    "query_rss": "query_rss",
+    "node_guid": "node_guid",
+    "port_guid": "port_guid",
+    "mtu": "mtu",
+    "promisc": "promisc",
+}
+
+
+def _groups(values: Values) -> Iterator[list[str]]:
+    """The attributes, those together that go in one message. The VLAN's protocol is left out where it is the usual one:
+    the older message, which every kernel takes, has no place for it."""
+    for group in (VLAN, RATE):
+        here = [key for key in group if key in values]
+        if here:
+            yield [key for key in here if not (key == "vlan_proto" and values[key] == NEUTRAL[key])]
+    for key in values:
+        if key not in (*VLAN, *RATE):
+            yield [key]
+
+
+def _lines(owner: int, netdev: str, index: str, values: Values) -> Iterator[_Line]:
+    for keys in _groups(values):
+        what = f"VF {index}: {', '.join(f'{key} {shown(values[key])}' for key in keys)}"
+        words = " ".join(_words(key, values[key]) for key in keys)
+        own = keys[0] in OF_NETDEV
+        yield _Line(owner, what, f"link set dev {netdev} {words}" if own else f"link set dev {netdev} vf {index} {words}")
+
+
+def shown(value: Any) -> str:
+    """A value as the user would write it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _batch(host: Host, lines: Sequence[_Line]) -> dict[int, str]:
+    """Run all lines in one process, the ones after a failure too. Index of a line -> what the kernel answered."""
+    if not lines:
+        return {}
+    code, _out, err = host.run(["ip", "-force", "-batch", "-"], "".join(f"{line.text}\n" for line in lines))
+    failed, rest = failures(err)
+    if rest or (code and not failed):
+        # A word that ip itself does not take ends the batch at once, with -force too (invarg, seen on the lab).
+        raise EngineError(f"ip -batch broke off: {rest or code}. Is iproute2 too old for one of the attributes?")
+    return failed
+
+
+def failures(err: str) -> tuple[dict[int, str], str]:
+    """Index of the line (from 0) -> the answer, from the standard error of a batch: what `ip` says of a line stands
+    before 'Command failed -:N' (do_batch in iproute2's lib/utils.c). And what it said that belongs to no such line."""
+    found = {}
+    said: list[str] = []
+    for line in err.splitlines():
+        end = re.fullmatch(r"Command failed -:(\d+)", line.strip())
+        if end:
+            found[int(end.group(1)) - 1] = "; ".join(said) or "refused without a reason"
+            said = []
+        elif line.strip():
+            said.append(line.strip())
+    return found, "; ".join(said)
+
+
+def read(host: Host) -> dict[str, Mapping[str, Any]]:
+    """All links of this network namespace by name, from one process."""
+    code, out, err = host.run(["ip", "-j", "-d", "link", "show"])
+    try:
+        links = json.loads(out) if code == 0 else None
+    except ValueError:
+        links = None
+    if links is None:
+        raise EngineError(f"ip -j -d link show: failed: {err.strip() or 'its output is not JSON'}.")
+    return {link["ifname"]: link for link in links if link.get("ifname")}
+
+
+def _netdev(host: Host, args: Mapping[str, Any]) -> str:
+    """The PF's network device by its name of now: udev may have renamed it since the plan was made."""
+    known: str = args["netdev"]
+    here = host.files.names(f"{sysfs.device(args['pf'])}/net")
+    if known in here or not here:
+        return known
+    return here[0]
+
+
+def _own_netdev(host: Host, pf: str, index: str) -> str:
+    """The network device of a VF, which its driver may make some time after it took the VF."""
+
+    def here() -> list[str]:
+        return host.files.names(f"{sysfs.device(pf)}/virtfn{index}/net")
+
+    if not host.wait(lambda: bool(here()), NETDEV_LIMIT):
+        raise EngineError(f"VF {index} has no network device after {NETDEV_LIMIT:g} s. Look at the kernel log.")
+    return here()[0]
+
+
+# --- Steps -----------------------------------------------------------------------------------------------------------
+
+
+def set_vf_attributes(host: Host, args: Mapping[str, Any]) -> None:
+    """Set attributes of one PF's VFs."""
+    error = set_many(host, [args])[0]
+    if error:
+        raise error
+
+
+def set_many(host: Host, arguments: Sequence[Mapping[str, Any]]) -> list[Exception | None]:
+    """Set attributes of VFs of several PFs by one batch, and read them back by one process more."""
+    errors: list[Exception | None] = [None] * len(arguments)
+    todo = list(range(len(arguments)))
+    for attempt in range(_ATTEMPTS):
+        last = attempt == _ATTEMPTS - 1
+        todo = _try(host, arguments, todo, errors, last)
+        if not todo:
+            break
+    links = read(host)
+    for owner, args in enumerate(arguments):
+        errors[owner] = errors[owner] or _differs(host, args, links)
+    return errors
+
+
+def _try(
+    host: Host, arguments: Sequence[Mapping[str, Any]], owners: Sequence[int], errors: list[Exception | None], last: bool
+) -> list[int]:
+    """Write what the owners want. Those whose network device was not there by its name are returned: udev renames it
+    some time after it appeared (seen on the lab)."""
+    lines: list[_Line] = []
+    for owner in owners:
+        try:
+            lines += _lines_of(host, owner, arguments[owner])
+        except EngineError as error:
+            errors[owner] = error
+    again = []
+    for number, answer in sorted(_batch(host, lines).items()):
+        owner = lines[number].owner
+        if answer.startswith("Cannot find device") and not last:
+            again.append(owner)
+        else:
+            said = f"{lines[number].what}: the kernel answered: {answer}."
+            errors[owner] = errors[owner] or EngineError(said)
+    return [owner for owner in dict.fromkeys(again) if errors[owner] is None]
+
+
+def undo_vf_attributes(host: Host, args: Mapping[str, Any]) -> None:
+    """What is not as it was is set again. A VF that went with its count needs nothing."""
+    there = vfs(read(host).get(_netdev(host, args)) or {})
+    lines: list[_Line] = []
+    for index, vf in args["vfs"].items():
+        was = vf.get("was") or {}
+        netdev = _netdev(host, args)
+        if args.get("own"):
+            names = host.files.names(f"{sysfs.device(args['pf'])}/virtfn{index}/net")
+            lines += _lines(0, names[0], index, was) if names else []
+        elif int(index) in there:
+            lines += _lines(0, netdev, index, _to_do(was, there[int(index)]))
+    failed = _batch(host, lines)
+    if failed:
+        number, answer = min(failed.items())
+        raise EngineError(f"{lines[number].what}: the kernel answered: {answer}.")
+
+
+def _to_do(wanted: Values, now: Values) -> dict[str, Any]:
+    """What of the wanted values is not there, with those that have to be sent along."""
+    differing = {key for key, value in wanted.items() if now.get(key, NEUTRAL.get(key)) != value}
+    for group in (VLAN, RATE):
+        if differing & set(group):
+            differing |= set(group) & set(wanted)
+    return {key: value for key, value in wanted.items() if key in differing}
+
+
+def _lines_of(host: Host, owner: int, args: Mapping[str, Any]) -> list[_Line]:
+    if args.get("needs_link"):
+        _wait_for_link(host, _netdev(host, args))
+    lines: list[_Line] = []
+    for index, vf in args["vfs"].items():
+        netdev = _own_netdev(host, args["pf"], index) if args.get("own") else _netdev(host, args)
+        lines += _lines(owner, netdev, index, vf["set"])
+    return lines
+
+
+def _wait_for_link(host: Host, netdev: str) -> None:
+    if not host.wait(lambda: host.files.attr(f"/sys/class/net/{netdev}/carrier") == "1", LINK_LIMIT):
+        raise EngineError(f"{netdev} has no link after {LINK_LIMIT:g} s, and its driver sets rates only with one.")
+
+
+def _differs(host: Host, args: Mapping[str, Any], links: Mapping[str, Mapping[str, Any]]) -> EngineError | None:
+    """Is what the kernel shows what was set?"""
+    there = vfs(links.get(_netdev(host, args)) or {})
+    for index, vf in args["vfs"].items():
+        now: Values = there.get(int(index), {})
+        if args.get("own"):
+            own = links.get(_own_netdev(host, args["pf"], index)) or {}
+            now = {"mtu": own.get("mtu"), "promisc": "PROMISC" in own.get("flags", [])}
+        for key, value in vf["set"].items():
+            if now.get(key, NEUTRAL.get(key)) != value:
+                said = shown(now[key]) if key in now else "nothing"
+                return EngineError(
+                    f"VF {index}: {key} {shown(value)} was accepted, but the kernel shows {said}. Look at the kernel log."
+                )
+    return None
+
+
+def set_up(host: Host, args: Mapping[str, Any]) -> None:
+    """Set a PF's network device up or down."""
+    _set_up(host, _netdev(host, args), args["up"])
+
+
+def undo_up(host: Host, args: Mapping[str, Any]) -> None:
+    _set_up(host, _netdev(host, args), args["was"])
+
+
+def _set_up(host: Host, netdev: str, up: bool) -> None:
+    word = "up" if up else "down"
+    code, _out, err = host.run(["ip", "link", "set", "dev", netdev, word])
+    if code:
+        raise EngineError(f"{netdev} does not go {word}: {err.strip() or code}. Look at the kernel log.")

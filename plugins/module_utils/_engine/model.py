@@ -42,9 +42,23 @@ class Netdev:
     lowers: tuple[str, ...] = ()
     #: What it is by rtnetlink: 'bond', 'bridge', 'vlan', ...; nothing for a port.
     kind: str = ""
+    #: 'ether', 'infiniband', ...
+    link_type: str = ""
     #: What the driver calls the port ('p0', 'pf0vf1') and the switch that it belongs to; nothing where it says neither.
     port_name: str = ""
     switch_id: str = ""
+    #: Its number in this namespace; 0: not known.
+    index: int = 0
+    #: The other end of a veth pair, where that is in this namespace too.
+    peer: str = ""
+    #: Programs attached to its receive path (XDP), as a person names them.
+    xdp: str = ""
+    mtu: int = 0
+    #: The largest that its driver takes; 0 where nobody says.
+    max_mtu: int = 0
+    promisc: bool = False
+    #: VF index -> its attributes as they are, by the names that they have in a wish.
+    vfs: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,8 @@ class Sriov:
     offset: int = 0
     stride: int = 0
     vf_device: str = ""
+    #: Mbit/s of its port now; None without a link, or where the driver does not say.
+    speed: int | None = None
     vfs: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -97,6 +113,28 @@ class Function:
     @property
     def is_bridge(self) -> bool:
         return self.class_code.startswith("06")
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody who uses a device."""
+
+    who: str
+    #: A guest that is defined and does not run: it needs the device to be there, no more.
+    idle: bool = False
+    #: Works with the function's network device (macvtap), not with the function.
+    by_netdev: bool = False
+    #: Has the function's network device in another namespace, so that nobody here knows what is done with it.
+    hides: bool = False
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Another program that rules something of a device: `rules` are names of keepers.WHAT."""
+
+    name: str
+    reason: str
+    rules: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -152,8 +190,16 @@ class State:
     #: The initramfs tool, our files for it and the images (initramfs.py), and the modules that are built in. Read only
     #: where a device is bound early, or was.
     early: Mapping[str, Any] = field(default_factory=dict)
-    #: IOMMU group -> processes that hold it open. None: not read (only needed before something is taken away).
-    users: Mapping[str, tuple[str, ...]] | None = None
+    #: PCI address -> who uses it (users.py). None: not read (only needed before something is taken away).
+    users: Mapping[str, tuple[User, ...]] | None = None
+    #: PCI address -> other programs that rule it (keepers.py), and how it is known to be the console (consoles.py);
+    #: read with the users.
+    keepers: Mapping[str, tuple[Keeper, ...]] = field(default_factory=dict)
+    consoles: Mapping[str, str] = field(default_factory=dict)
+    #: VFs whose MAC is of their own choice and not their PF's. Read with the users.
+    own_macs: frozenset[str] = frozenset()
+    #: /etc/machine-id.
+    machine_id: str = ""
     #: Network device through which the controller is connected.
     control_netdev: str | None = None
     #: vfio-pci loaded with enable_sriov: then, and only then, does it create VFs.
@@ -247,3 +293,18 @@ class Plan:
         self.predicted.update(other.predicted)
         self.waived |= other.waived
         self.devices.update(other.devices)
+
+
+@dataclass
+class Outcome:
+    """What was done, and for each device that failed a sentence."""
+
+    done: list[Action] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    indeterminate: list[str] = field(default_factory=list)
+
+    def add(self, other: Outcome) -> None:
+        """What was done later in the same run."""
+        self.done += other.done
+        self.failures.update(other.failures)
+        self.indeterminate += other.indeterminate

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import aliases, boot, identity, initramfs, store, sysfs
+from . import aliases, boot, identity, initramfs, link, store, sysfs
 from .drivers import BEST, is_vfio
 from .errors import EngineError
 from .host import Files, Host
@@ -38,7 +38,6 @@ class Needs:
     """What is read only when a wish asks for it."""
 
     drivers: frozenset[str] = frozenset()
-    users: bool = False
     #: Which devices have a VFIO driver of their own kind.
     variants: bool = False
     #: What the initramfs does.
@@ -56,7 +55,7 @@ def read_state(host: Host, needs: Needs) -> State:
     functions = _with_native(files, found.functions, places.stored, drivers)
     variants = _read_variants(files, functions, drivers) if needs.variants or BEST in needs.drivers else {}
     wanted = _wanted_drivers(needs, variants) - drivers
-    state = State(
+    return State(
         functions=functions,
         netdevs=netdevs,
         iommu=read_iommu(files),
@@ -66,6 +65,7 @@ def read_state(host: Host, needs: Needs) -> State:
         variants=variants,
         early=_read_early(files, documents, needs),
         control_netdev=_control_netdev(host.environment, netdevs),
+        machine_id=(files.text("/etc/machine-id") or "").strip(),
         vfio_sriov=files.attr("/sys/module/vfio_pci/parameters/enable_sriov") == "Y",
         replay=boot.read(files, host.python),
         stored=places.stored,
@@ -73,12 +73,17 @@ def read_state(host: Host, needs: Needs) -> State:
         moved=places.moved,
         keys=places.keys,
     )
-    return with_users(host, state) if needs.users else state
 
 
-def with_users(host: Host, state: State) -> State:
-    """The state, with the processes that hold an IOMMU group open: whom it would hurt to take a device away."""
-    return replace(state, users=_read_users(host.files, state))
+def own_macs(files: Files, state: State) -> frozenset[str]:
+    """A MAC that the PF gave is a permanent one to the VF's driver (0, NET_ADDR_PERM); one that the driver or udev made
+    up is not (Documentation/ABI/testing/sysfs-class-net, addr_assign_type)."""
+    return frozenset(
+        function.address
+        for function in state.functions.values()
+        for name in function.netdevs
+        if function.physfn and files.attr(f"/sys/class/net/{name}/addr_assign_type") not in ("0", None)
+    )
 
 
 def _wanted_drivers(needs: Needs, variants: Mapping[str, str]) -> frozenset[str]:
@@ -227,7 +232,7 @@ def _read_function(
         netdevs=tuple(netdevs.get(address, ())),
         disks_in_use=tuple(disks.get(address, ())),
         boot_vga="boot_vga" in here and files.attr(f"{path}/boot_vga") == "1",
-        sriov=_read_sriov(files, address, here) if "sriov_totalvfs" in here else None,
+        sriov=_read_sriov(files, address, here, netdevs.get(address, ())) if "sriov_totalvfs" in here else None,
     )
 
 
@@ -283,7 +288,7 @@ def _device_serial(files: Files, path: str) -> str:
     return ""
 
 
-def _read_sriov(files: Files, address: str, here: Iterable[str]) -> Sriov:
+def _read_sriov(files: Files, address: str, here: Iterable[str], netdevs: Sequence[str]) -> Sriov:
     path, vfs = f"{DEVICES}/{address}", {}
     interrupted = files.exists(store.held_back(address))
     for name in here:
@@ -298,8 +303,18 @@ def _read_sriov(files: Files, address: str, here: Iterable[str]) -> Sriov:
         offset=int(files.attr(f"{path}/sriov_offset") or 0),
         stride=int(files.attr(f"{path}/sriov_stride") or 0),
         vf_device=files.attr(f"{path}/sriov_vf_device") or "",
+        speed=_speed(files, netdevs),
         vfs=dict(sorted(vfs.items())),
     )
+
+
+def _speed(files: Files, netdevs: Sequence[str]) -> int | None:
+    """The attribute gives EINVAL while the port is down, and -1 where the driver does not know."""
+    for name in netdevs:
+        text = files.attr(f"/sys/class/net/{name}/speed") or ""
+        if text.isdigit() and int(text):
+            return int(text)
+    return None
 
 
 def _read_slots(files: Files) -> dict[str, str]:
@@ -315,7 +330,7 @@ def _disks_in_use(files: Files) -> dict[str, list[str]]:
     """PCI address -> what on the host uses its disks. Stacks (LVM, RAID, multipath, dm-crypt) are followed down."""
     found: dict[str, list[str]] = {}
     for device, user in sorted(_used_block_devices(files).items()):
-        for function in _functions_below(files, device):
+        for function in functions_below(files, device):
             found.setdefault(function, []).append(user)
     return found
 
@@ -354,10 +369,11 @@ def _is_zfs(files: Files, name: str) -> bool:
     return "E:ID_FS_TYPE=zfs_member" in (files.text(f"/run/udev/data/b{number}") or "").splitlines()
 
 
-def _functions_below(files: Files, device: str) -> list[str]:
+def functions_below(files: Files, device: str) -> list[str]:
+    """The PCI functions that a block device (its path in /sys) rests on."""
     below = files.names(f"{device}/slaves")
     if below:
-        return [f for name in below for f in _functions_below(files, files.resolve(f"/sys/class/block/{name}"))]
+        return [f for name in below for f in functions_below(files, files.resolve(f"/sys/class/block/{name}"))]
     addresses = ADDRESS.findall(device)
     if addresses:
         # Also what is above it: behind a VMD controller the disk sits in a PCI domain of its own.
@@ -393,28 +409,43 @@ def _read_netdevs(host: Host) -> dict[str, Netdev]:
             "port the host is managed through; install iproute2 4.19 or newer."
         )
     routed = _default_route_netdevs(host.files)
-    return {link["ifname"]: _read_netdev(host.files, link, routed) for link in links if link.get("ifname")}
+    return {said["ifname"]: _read_netdev(host.files, said, routed) for said in links if said.get("ifname")}
 
 
-def _read_netdev(files: Files, link: Mapping[str, Any], routed: set[str]) -> Netdev:
-    name = link["ifname"]
+def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Netdev:
+    name = said["ifname"]
     here = files.names(f"/sys/class/net/{name}")
-    flags = link.get("flags", [])
-    addresses = [item["local"] for item in link.get("addr_info", []) if item.get("scope") == "global"]
+    flags = said.get("flags", [])
+    addresses = [item["local"] for item in said.get("addr_info", []) if item.get("scope") == "global"]
     return Netdev(
         name=name,
-        mac=(link.get("permaddr") or link.get("address") or "").lower(),
+        mac=(said.get("permaddr") or said.get("address") or "").lower(),
         up="UP" in flags,
         carrier="LOWER_UP" in flags,
         addresses=tuple(addresses),
-        link_local=tuple(item["local"] for item in link.get("addr_info", []) if item.get("scope") == "link"),
+        link_local=tuple(item["local"] for item in said.get("addr_info", []) if item.get("scope") == "link"),
         default_route=name in routed,
         uppers=tuple(entry[6:] for entry in here if entry.startswith("upper_")),
         lowers=tuple(entry[6:] for entry in here if entry.startswith("lower_")),
-        kind=(link.get("linkinfo") or {}).get("info_kind", ""),
-        port_name=link.get("phys_port_name") or "",
-        switch_id=link.get("phys_switch_id") or "",
+        kind=(said.get("linkinfo") or {}).get("info_kind", ""),
+        link_type=said.get("link_type") or "",
+        port_name=said.get("phys_port_name") or "",
+        switch_id=said.get("phys_switch_id") or "",
+        index=said.get("ifindex", 0),
+        # A name stands there only where the other end is in this namespace: else it is link_index and link_netnsid.
+        peer=said.get("link", "") if (said.get("linkinfo") or {}).get("info_kind") == "veth" else "",
+        xdp=_xdp(said.get("xdp") or {}),
+        mtu=said.get("mtu", 0),
+        max_mtu=said.get("max_mtu", 0),
+        promisc="PROMISC" in flags,
+        vfs=link.vfs(said),
     )
+
+
+def _xdp(link: Mapping[str, Any]) -> str:
+    """iproute2 prints one program in 'prog', several (one for each way to attach) in 'attached'."""
+    programs = [item.get("prog") or {} for item in (link, *link.get("attached", ()))]
+    return ", ".join(dict.fromkeys(f"{p.get('name') or 'program'} {p['id']}" for p in programs if "id" in p))
 
 
 def _default_route_netdevs(files: Files) -> set[str]:
@@ -440,7 +471,7 @@ def _control_netdev(environment: Mapping[str, str], netdevs: Mapping[str, Netdev
     return next((name for name, n in netdevs.items() if address in (*n.addresses, *n.link_local)), None)
 
 
-# --- IOMMU and its users -------------------------------------------------------------------------------------------
+# --- IOMMU ---------------------------------------------------------------------------------------------------------
 
 
 def read_iommu(files: Files) -> Iommu:
@@ -457,35 +488,3 @@ def read_iommu(files: Files) -> Iommu:
         groups=groups,
         interrupt_remapping=" IR-" in interrupts,
     )
-
-
-def _read_users(files: Files, state: State) -> dict[str, tuple[str, ...]]:
-    """IOMMU group -> processes that hold it open, by /dev/vfio/GROUP or by a device file of iommufd
-    (/dev/vfio/devices/vfioN). Every process is looked at, whatever mount namespace it lives in: the link text of a
-    descriptor stays."""
-    by_cdev = _cdev_groups(files, state)
-    if not any(is_vfio(function.driver) for function in state.functions.values()):
-        return {}
-    found: dict[str, list[str]] = {}
-    for pid in files.names("/proc"):
-        if not pid.isdigit():
-            continue
-        held = set()
-        for handle in files.names(f"/proc/{pid}/fd"):
-            target = files.link(f"/proc/{pid}/fd/{handle}") or ""
-            if target.isdigit() and files.resolve(f"/proc/{pid}/fd/{handle}").startswith("/dev/vfio/"):
-                held.add(target)
-            elif target in by_cdev:
-                held.add(by_cdev[target])
-        for group in held:
-            found.setdefault(group, []).append(f"process {pid} ({files.attr(f'/proc/{pid}/comm') or '?'})")
-    return {group: tuple(users) for group, users in found.items()}
-
-
-def _cdev_groups(files: Files, state: State) -> dict[str, str]:
-    found = {}
-    for address, function in state.functions.items():
-        if function.group and is_vfio(function.driver):
-            for name in files.names(f"{DEVICES}/{address}/vfio-dev"):
-                found[name] = function.group
-    return found

@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import engine, identity, link
+from . import after_link as links
+from . import engine, identity
 from .errors import EngineError
 from .host import Host
 from .model import Lost, State
@@ -36,7 +37,7 @@ RESULT = "/run/iovirt-replay.json"
 def run(host: Host, only: str | None, after_link: bool = False) -> dict[str, Any]:
     """Replay all declared devices, or one. Never raises for a single device: the others come back all the same.
     `after_link` is the second phase, which first waits for the link."""
-    if after_link and only is not None and not link.wait(host, [only], link.LIMIT):
+    if after_link and only is not None and not links.wait(host, [only], links.LIMIT):
         return _no_link(only)
     deadline = host.clock() + TOTAL
     state = _read_when_settled(host, only, host.clock() + BUDGET)
@@ -50,7 +51,7 @@ def run(host: Host, only: str | None, after_link: bool = False) -> dict[str, Any
 
 
 def _no_link(address: str) -> dict[str, Any]:
-    sentence = f"{address}: it has had no link for {link.LIMIT:g} s, so what needs one was not done. Run 'iovirt apply' then."
+    sentence = f"{address}: it has had no link for {links.LIMIT:g} s, so what needs one was not done. Run 'iovirt apply' then."
     return {"changed": False, "actions": [], "failures": {address: sentence}}
 
 
@@ -107,7 +108,7 @@ def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:
     if name != "sriov":
         return {"match": match, **wish}
     vfs = [{"range": index, **vf} for index, vf in wish["vfs"].items()]
-    return {"match": match, **wish, "vfs": vfs}
+    return {**wish, "match": match, "vfs": vfs}
 
 
 def _read_when_settled(host: Host, only: str | None, end: float) -> State:

@@ -11,8 +11,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from .apply import Outcome
-from .model import AFTER_LINK, AFTER_REBOOT, Plan
+from .model import AFTER_LINK, AFTER_REBOOT, Outcome, Plan
 
 
 def result(plan: Plan, outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, Any]:

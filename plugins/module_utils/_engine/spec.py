@@ -46,14 +46,47 @@ _VF: dict[str, Any] = {
     "nvme_queues": {"type": "int"},
     "nvme_interrupts": {"type": "int"},
     "online": {"type": "bool"},
+    "mac": {"type": "str"},
+    "vlan": {"type": "int"},
+    "qos": {"type": "int"},
+    "vlan_proto": {"type": "str", "choices": ["802.1Q", "802.1ad"]},
+    "spoof_check": {"type": "bool"},
+    "trust": {"type": "bool"},
+    "link_state": {"type": "str", "choices": ["auto", "enable", "disable"]},
+    "min_tx_rate": {"type": "int"},
+    "max_tx_rate": {"type": "int"},
+    "query_rss": {"type": "bool"},
+    "node_guid": {"type": "str"},
+    "port_guid": {"type": "str"},
+    "mtu": {"type": "int"},
+    "promisc": {"type": "bool"},
 }
 
 SRIOV: dict[str, Any] = {
     **_TARGET,
+    "up": {"type": "bool"},
     "vf_count": {"type": "int"},
     # Without choices, so that null can be given for it; the engine refuses other words.
     "vf_netdevs": {"type": "str"},
     "firmware": {"type": "dict", "options": {"sriov": {"type": "bool"}, "vf_count": {"type": "int"}}},
+    "eswitch": {
+        "type": "dict",
+        "options": {
+            "mode": {"type": "str", "choices": ["legacy", "switchdev"]},
+            "inline_mode": {"type": "str", "choices": ["none", "link", "network", "transport"]},
+            "encap_mode": {"type": "str", "choices": ["none", "basic"]},
+        },
+    },
+    "devlink_params": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "name": {"type": "str", "required": True},
+            "value": {"type": "raw", "required": True},
+            "cmode": {"type": "str", "required": True, "choices": ["runtime", "driverinit", "permanent"]},
+        },
+    },
+    "hw_tc_offload": {"type": "bool"},
     "nvme_primary_queues": {"type": "int"},
     "nvme_primary_interrupts": {"type": "int"},
     "vf_defaults": {"type": "dict", "options": _VF},

@@ -55,7 +55,7 @@ def wrong(value: Any, wanted: dict[str, Any], where: str) -> list[str]:
         element = {"type": wanted["elements"], **{k: v for k, v in wanted.items() if k in ("options", "choices")}}
         values = value if isinstance(value, list) else [value]
         return [text for n, item in enumerate(values) for text in wrong(item, element, f"{where}[{n}]")]
-    if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "bool"):
+    if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind not in ("bool", "raw")):
         return [f"{where}: {value!r} is not of type {kind}"]
     if value not in wanted.get("choices", [value]):
         return [f"{where}: {value!r} is none of {wanted['choices']}"]

@@ -14,7 +14,7 @@ from .. import drivers, identity, match, store
 from ..model import AFTER_REBOOT, CERTAIN, HOST, Action, Function, Plan, Refusal, State
 
 #: Parts of an origin that are recorded key by key, as wishes come to name them.
-ORIGIN_BY_KEY = ("firmware", "nvme_primary")
+ORIGIN_BY_KEY = ("firmware", "nvme_primary", "pf")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 from .. import drivers, guards, store, sysfs
 from ..host import Host
-from ..model import Action, Function, Plan, Refusal, Sriov, State
-from ..sriov import binding, eswitch, firmware, ranges, secondary
+from ..model import PREDICTED, Action, Function, Plan, Refusal, Sriov, State
+from ..sriov import attributes, binding, eswitch, firmware, ranges, secondary
 from ..sriov.port import Port, bad
 from . import common
 from .common import Options, Target
@@ -55,12 +55,14 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
     found, result.refusals = common.targets(state, NAME, wishes, options)
     result.refusals += firmware.check_targets(state, found)
     staying, leaders = firmware.staying(state, found), firmware.leaders(state, found)
+    ports: list[Port] = []
     for target in found:
         leads = target.function.address in leaders
         if target.absent:
             result.extend(_give_back(state, target, options, staying, leads))
         else:
-            result.extend(_take(state, target, options, leads))
+            result.extend(_take(state, target, options, leads, ports))
+    result.refusals += attributes.check_together(state, ports)
     return result
 
 
@@ -70,8 +72,14 @@ def info(state: State) -> list[dict[str, Any]]:
         {
             "match": {"address": [function.address]},
             "vf_count": len(function.sriov.vfs),
+            **eswitch.info(state, function),
             "vfs": [
-                {"range": str(index), **_vf_facts(state, vf), **secondary.facts_of(state, function.address, index)}
+                {
+                    "range": str(index),
+                    **_vf_facts(state, vf),
+                    **_attributes(state, function, index),
+                    **secondary.facts_of(state, function.address, index),
+                }
                 for index, vf in function.sriov.vfs.items()
             ],
         }
@@ -90,6 +98,7 @@ def facts(state: State, function: Function) -> dict[str, Any]:
         "drivers_autoprobe": sriov.autoprobe,
         "vfio_driver": common.best_vfio(state, f"{function.address}/vf"),
         "declared": common.stored_entry(state, NAME, function.address) is not None,
+        "representors": eswitch.representors(state, function),
         "vfs": [_vf_beside(state, index, address) for index, address in sriov.vfs.items()],
     }
 
@@ -111,6 +120,11 @@ def _vf_facts(state: State, address: str) -> dict[str, Any]:
         return {}
     held = vf.driver if vf and drivers.is_vfio(vf.driver) else None
     return {"driver": (vf.override or held or "default") if vf else "default"}
+
+
+def _attributes(state: State, pf: Function, index: int) -> dict[str, Any]:
+    sriov = pf.sriov or Sriov(0)
+    return attributes.facts(Port(state, pf, sriov, Options(), NAME, count=len(sriov.vfs)), index)
 
 
 # --- Checking a wish against its device ----------------------------------------------------------------------------
@@ -176,7 +190,7 @@ def _check_pf_driver(state: State, function: Function, label: str) -> list[Refus
 # --- Planning ------------------------------------------------------------------------------------------------------
 
 
-def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
+def _take(state: State, target: Target, options: Options, leads: bool, ports: list[Port]) -> Plan:
     result = Plan()
     refusals = common.conflict(state, NAME, target) + _check_pf(state, target) + _check_vf_netdevs(target)
     if common.refuse_all(result, refusals):
@@ -189,7 +203,7 @@ def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
     if common.refuse_all(result, refusals):
         return result
     wished = binding.resolved(state, target.function, wished)
-    of_pf = {key: value for key, value in target.wish.items() if key not in _NOT_OF_PF and value is not None}
+    of_pf = {key: value for key, value in _without_unset(target.wish).items() if key not in _NOT_OF_PF}
     coming = firmware.coming(state, target.function, target.wish) if count > sriov.total else None
     port = Port(
         state=state,
@@ -204,8 +218,10 @@ def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
         coming=coming,
         wished=wished,
     )
+    ports.append(port)
     if common.refuse_all(result, _check(port)):
         return result
+    port = _cleared(port)
     wish = {**of_pf, "vf_count": wish_count, "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
     if common.refuse_all(result, common.outdated(state, NAME, target, wish)):
         return result
@@ -215,43 +231,80 @@ def _take(state: State, target: Target, options: Options, leads: bool) -> Plan:
     return result
 
 
+def _without_unset(value: Any) -> Any:
+    """Without what is null, at any depth, and without what is empty for it: unset means untouched."""
+    if isinstance(value, Mapping):
+        kept = {key: _without_unset(part) for key, part in value.items() if part is not None}
+        return {key: part for key, part in kept.items() if part not in ({}, [])}
+    if isinstance(value, list):
+        return [_without_unset(part) for part in value]
+    return value
+
+
 def _check(port: Port) -> list[Refusal]:
     """What is wrong with the wish, as each part sees it."""
-    return binding.check(port) + secondary.check(port) + firmware.check(port)
+    parts = (binding, attributes, eswitch, secondary, firmware)
+    return [refusal for part in parts for refusal in part.check(port)]
 
 
 def _origin(port: Port) -> dict[str, Any]:
     """How it was before the collection touched it."""
     mine = {"driver": port.pf.native, "vf_count": len(port.sriov.vfs), "overrides": _overrides(port)}
-    return {**mine, **secondary.origin(port), **firmware.origin(port)}
+    of_pf = eswitch.origin(port)
+    found = {**mine, **attributes.origin(port), **secondary.origin(port), **firmware.origin(port)}
+    return {**found, "pf": of_pf} if of_pf else found
 
 
 def _converge(port: Port) -> Plan:
-    """The parts in their order: VFs are born, then get what belongs to them, then their drivers."""
-    result = firmware.plan(port)
+    """The parts in their order: the switch as far as it is set without VFs, VFs are born, then get what belongs to
+    them, then their drivers."""
+    result = eswitch.guard(port)
+    result.extend(firmware.plan(port))
+    if result.refusals:
+        return result
+    now = len(port.sriov.vfs)
     if port.coming is not None:
-        later = Plan(actions=[_recount(port)])
+        later = Plan(actions=[_recount(port, now, port.count)])
         later.extend(binding.plan(port))
         result.extend(firmware.waiting(later, port.pf, port.coming))
         return result
     result.extend(secondary.plan_primary(port))
-    if port.born:
-        result.extend(_plan_count(port))
+    if port.cleared:
+        result.extend(_plan_count(port, now, 0))
+        now = 0
+    result.extend(eswitch.before_count(port))
+    if now != port.count:
+        result.extend(_plan_count(port, now, port.count))
     elif port.sriov.interrupted:
         result.actions.append(_resume(port.pf))
-    if not result.refusals:
-        result.extend(secondary.plan(port))
-        result.extend(binding.plan(port))
+    if result.refusals:
+        return result
+    result.extend(attributes.plan_up(port))
+    result.extend(attributes.plan(port))
+    result.extend(eswitch.after_count(port))
+    if attributes.holds_probing(port):
+        result.actions.append(_probe(port))
+    result.extend(secondary.plan(port))
+    result.extend(binding.plan(port))
+    result.extend(attributes.plan_after(port))
     return result
 
 
-def _plan_count(port: Port) -> Plan:
+def _cleared(port: Port) -> Port:
+    """With the VFs made anew where the switch needs that. Nobody asked for it, so those without a wish keep the driver that they were given."""
+    if not eswitch.clears_vfs(port):
+        return port
+    kept = {int(index): {"driver": driver} for index, driver in _overrides(port).items() if int(index) < port.count}
+    return replace(port, cleared=True, wished={**port.wished, **{i: {**vf, **port.wished.get(i, {})} for i, vf in kept.items()}})
+
+
+def _plan_count(port: Port, now: int, count: int) -> Plan:
     result = Plan()
     if common.refuse_all(result, _would_hang(port.state, port.pf)):
         return result
-    if common.guarded(result, guards.before_recount(port.state, port.pf), port.options, port.pf.address):
+    if common.guarded(result, guards.before_recount(port.state, port.pf, port.count), port.options, port.pf.address):
         return result
-    result.actions.append(_recount(port))
+    result.actions.append(_recount(port, now, count))
     return result
 
 
@@ -275,13 +328,15 @@ def _would_hang(state: State, pf: Function) -> list[Refusal]:
     return [Refusal(pf.address, reason, way_out)]
 
 
-def _recount(port: Port) -> Action:
-    pf, now, count = port.pf, len(port.sriov.vfs), port.count
-    vanishing = [_vf_name(port.state, index, address) for index, address in port.sriov.vfs.items()]
+def _recount(port: Port, now: int, count: int) -> Action:
+    """From `now` VFs to `count`. Where the present ones go first, for a reason of the switch, this is planned twice."""
+    pf, present = port.pf, port.sriov.vfs if now else {}
+    vanishing = [_vf_name(port.state, index, address) for index, address in present.items()]
     text = f"set the number of VFs from {now} to {count}"
     if vanishing:
-        text += f"; these vanish{' and are made anew' if count else ''}: {', '.join(vanishing)}"
-    vfs = {index: port.state.functions.get(address) for index, address in port.sriov.vfs.items()}
+        text += f"; these vanish{' and are made anew' if count or port.count else ''}: {', '.join(vanishing)}"
+    vfs = {index: port.state.functions.get(address) for index, address in present.items()}
+    netdev = attributes.netdev_of(port)
     return Action(
         kind="set_vf_count",
         unit=pf.address,
@@ -290,15 +345,34 @@ def _recount(port: Port) -> Action:
             "pf": pf.address,
             "from": now,
             "to": count,
-            "reserved": binding.reserved(port),
+            "reserved": binding.reserved(port) if count else {},
             "autoprobe": port.sriov.autoprobe,
-            "previous": _overrides(port),
+            "hold": attributes.holds_probing(port) and bool(count),
+            "previous": _overrides(port) if now else {},
+            "netdev": netdev.name if netdev else "",
+            "attributes": attributes.recorded(port) if now else {},
             "drivers": {str(index): vf.driver for index, vf in vfs.items() if vf},
             "held_back": secondary.held_back(port),
-            "controllers": secondary.vanishing(port),
+            "controllers": secondary.vanishing(port) if now else {},
         },
         before={"vf_count": now},
         after={"vf_count": count},
+    )
+
+
+def _probe(port: Port) -> Action:
+    return Action(
+        kind="probe_vfs",
+        unit=port.pf.address,
+        text="let drivers take the new VFs",
+        certainty=PREDICTED,
+        args={
+            "pf": port.pf.address,
+            "count": port.count,
+            "reserved": binding.reserved(port),
+            "autoprobe": port.sriov.autoprobe,
+            "held_back": secondary.held_back(port),
+        },
     )
 
 
@@ -329,9 +403,17 @@ def _give_back(state: State, target: Target, options: Options, staying: Collecti
     sriov = target.function.sriov or Sriov(total=0)
     origin = entry["origin"]
     count = len(sriov.vfs) if entry["wish"]["vf_count"] is None else min(origin["vf_count"], sriov.total)
-    of_pf = firmware.given_back(target.function.address, entry, staying)
-    port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads)
+    of_pf = {
+        **eswitch.as_before(origin.get("pf", {})),
+        **firmware.given_back(target.function.address, entry, staying),
+        **attributes.given_back_pf(entry),
+    }
+    ours = attributes.set_by(entry)
+    port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads, ours=ours)
     port = replace(port, wished=_given_back_vfs(port, entry))
+    if common.refuse_all(result, eswitch.check(port)):
+        return result
+    port = _cleared(port)
     primary = replace(port, wish=secondary.given_back_primary(entry))
     if count == 0:
         result.extend(_converge(port))
@@ -353,6 +435,9 @@ def _given_back_vfs(port: Port, entry: Mapping[str, Any]) -> dict[int, dict[str,
         controller = secondary.given_back_vf(entry, index, port.born)
         if controller:
             wished.setdefault(index, {}).update(controller)
+        values = attributes.given_back(port, index, entry["origin"].get("attributes", {}).get(str(index), {}))
+        if values:
+            wished.setdefault(index, {}).update(values)
     return {index: vf for index, vf in sorted(wished.items()) if index < port.count}
 
 

@@ -11,8 +11,9 @@ parts in their order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .. import sysfs
@@ -42,15 +43,19 @@ class Port:
     coming: int | None = None
     #: VF index -> what is wished for it; unset keys are not in it.
     wished: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    #: VF index -> what an earlier wish set of it and this plan takes back.
+    ours: Mapping[int, Collection[str]] = field(default_factory=dict)
+    #: The VFs that are there go before anything else: what the plan does to the port is not possible with them.
+    cleared: bool = False
 
     @property
     def born(self) -> bool:
         """Are the VFs made (anew) by this very plan? Then they are as the kernel makes them."""
-        return self.count != len(self.sriov.vfs)
+        return self.cleared or self.count != len(self.sriov.vfs)
 
-    @property
+    @cached_property
     def addresses(self) -> Mapping[int, str]:
-        """VF index -> its address, as it is or as it will be."""
+        """VF index -> its address, as it is or as it will be. Reckoned once: each VF's plan asks for it."""
         if self.born:
             return {index: predict_address(self.pf, self.sriov, index) for index in range(self.count)}
         return self.sriov.vfs

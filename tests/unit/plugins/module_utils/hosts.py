@@ -42,7 +42,7 @@ def lab(
         bridge = sim.add(Pci(port, "1b36:000c", "060400", parent="/sys/devices/pci0000:80", numa_node=0))
         sim.add(
             Pci(address, "8086:10c9", "020000", parent=bridge.path, subsystem="8086:a04c", numa_node=0,
-                slot=str(number + 1), total_vfs=7, offset=0x180, stride=2, vf_ids="8086:10ca",
+                slot=str(number + 1), total_vfs=7, device_vfs=8, offset=0x180, stride=2, vf_ids="8086:10ca",
                 ifname=f"enp{129 + number}s0", mac=f"52:54:00:00:01:0{number}")
         )
     port = sim.add(Pci("0000:90:00.0", "1b36:000c", "060400", parent="/sys/devices/pci0000:90", numa_node=1))
@@ -65,6 +65,37 @@ def lab(
         f'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="console=ttyS0 {wanted}"\n'
     )
     return sim.power_on(f"root=UUID=1d9f ro console=ttyS0 {now} quiet")
+
+
+MLX5, MLX4LX, ICE, NSIM = "0000:a1:00.0", "0000:a2:00.0", "0000:b1:00.0", "netdevsim1"
+
+
+def switches() -> SimKernel:
+    """The lab host with ports that have an eswitch. netdevsim is as the lab showed it. ConnectX-5, ConnectX-4 Lx and E810 are synthetic: ids from
+    pci.ids, parameters from Documentation/networking/devlink/mlx5.rst and ice.rst, behaviour from the drivers' source (sim_devlink.PROFILES)."""
+    sim = lab()
+    sim.add_driver("mlx5_core", "15b3:1017", "15b3:1018", "15b3:1015", "15b3:1016", sriov=True, net=True)
+    sim.add_driver("ice", "8086:1592", sriov=True, net=True)
+    sim.add_driver("iavf", "8086:1889", net=True)
+    for number, (address, ids, vf_ids, ifname) in enumerate((
+        (MLX5, "15b3:1017", "15b3:1018", "enp161s0f0np0"),
+        (MLX4LX, "15b3:1015", "15b3:1016", "enp162s0f0np0"),
+        (ICE, "8086:1592", "8086:1889", "enp177s0"),
+    )):
+        sim.add(Pci(address, ids, "020000", parent=f"/sys/devices/pci0000:{address[5:7]}", subsystem="15b3:0016", numa_node=0, total_vfs=8,
+                    offset=2, stride=1, vf_ids=vf_ids, ifname=ifname, mac=f"52:54:00:00:0a:0{number}"))
+    steering = {"flow_steering_mode": {"runtime": "dmfs"}, "enable_roce": {"driverinit": True}, "total_vfs": {"permanent": 8}}
+    for address in (MLX5, MLX4LX):
+        sim.devlink.add(f"pci/{address}", "mlx5_core", inline="link" if address == MLX4LX else "none",
+                        params={name: dict(cmodes) for name, cmodes in steering.items()})
+    sim.devlink.add(f"pci/{ICE}", "ice", params={"enable_roce": {"runtime": False}, "tx_scheduling_layers": {"permanent": 9}})
+    sim.devlink.add_netdevsim(1)
+    sim.registered |= {"mlx5_core", "ice", "iavf"}
+    for address in (MLX5, MLX4LX, ICE):
+        sim.functions[address].driver = "ice" if address == ICE else "mlx5_core"
+        sim.functions[address].group = sim._group_of(sim.functions[address])
+    sim._tree = None
+    return sim
 
 
 def mount(number: str, where: str, source: str, kind: str = "ext4") -> str:

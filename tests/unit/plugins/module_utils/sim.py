@@ -26,9 +26,12 @@ from typing import Any, Callable, NamedTuple
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, grub
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_modules
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip, sim_modules
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_devlink import Devlink
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_spaces import Spaces
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_text import kstrtobool, kstrtou16
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
@@ -70,6 +73,8 @@ class Pci:
     numa_node: int = -1
     slot: str = ""
     total_vfs: int | None = None
+    #: TotalVFs of the device itself, where its driver allows fewer (pci_sriov_set_totalvfs: igb 7 of 8).
+    device_vfs: int = 0
     offset: int = 0
     stride: int = 0
     vf_ids: str = ""
@@ -88,6 +93,8 @@ class Pci:
     physfn: str | None = None
     vfs: list[str] = field(default_factory=list)
     autoprobe: bool = True
+    #: What the PF's driver knows of a VF (sim_ip.py).
+    attributes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -112,6 +119,12 @@ class Net:
     kind: str = ""
     lowers: list[str] = field(default_factory=list)
     mac: str = ""
+    #: The other end of a veth pair in this namespace.
+    peer: str = ""
+    #: The number of an XDP program on it.
+    xdp: int = 0
+    mtu: int = 1500
+    promisc: bool = False
 
 
 @dataclass
@@ -140,7 +153,7 @@ class SimKernel:
         self.nets: dict[str, Net] = {}
         self.blocks: list[Block] = []
         self.multipath: dict[str, list[str]] = {}
-        self.files: dict[str, str] = {}
+        self.files: dict[str, str] = {"/etc/machine-id": "6b7e0f5ad3c84d0d9d9c2f4d3f0c1a2b\n"}
         self.modes: dict[str, int] = {}
         self.links: dict[str, str] = {}
         self.pids: dict[int, tuple[str, list[str]]] = {}
@@ -149,6 +162,8 @@ class SimKernel:
         self.firmware: dict[str, Firmware] = {}
         #: Commands that are not installed.
         self.missing: set[str] = set()
+        self.spaces = Spaces()
+        self._indexes: dict[str, int] = {}
         self.acpi = ["DMAR"]
         self.iommu_on = False
         self.identity_groups = False
@@ -183,6 +198,10 @@ class SimKernel:
         self.unreadable: set[str] = set()
         self.lock_holder: str | None = None
         self.mkconfig_breaks = False
+        #: Lines of `ip -batch` that are refused: pattern, error number.
+        self.ip_faults: list[tuple[str, int]] = []
+        #: Ports that get no link when they go up.
+        self.uncabled: set[str] = set()
         # Records.
         self.log: list[tuple[str, str, str]] = []
         self.commands: list[list[str]] = []
@@ -190,6 +209,7 @@ class SimKernel:
         self._tree: dict[str, Any] | None = None
         self._children: dict[str, set[str]] = {}
         self._macs = 0
+        self.devlink = Devlink(self)
 
     # --- Building --------------------------------------------------------------------------------------------------
 
@@ -248,10 +268,13 @@ class SimKernel:
             },
             "nvme": {pf: (list(n.primary), n.facts()) for pf, n in self.nvme.items()},
             "firmware": {card: dict(f.next) for card, f in self.firmware.items()},
+            "attributes": {f.address: dict(f.attributes) for f in self.functions.values() if f.physfn},
+            "nets": {name: (net.up, net.mtu, net.promisc) for name, net in self.nets.items()},
             "files": dict(self.files),
             "modes": dict(self.modes),
             "links": dict(self.links),
             "images": {path: dict(held) for path, held in self.images.items()},
+            "devlink": self.devlink.snapshot(),
         }
 
     def of_device(self, address: str) -> dict[str, Any]:
@@ -288,6 +311,8 @@ class SimKernel:
         if not failure and (driver.name, function.address) not in self.fickle:
             function.driver = driver.name
             self.netless[function.address] = self.netless.get(function.address, 0) - 1
+            if function.physfn and driver.net:
+                sim_ip.probed(self, function)
         self._tree = None
         return failure
 
@@ -304,6 +329,8 @@ class SimKernel:
 
     def _detach(self, function: Pci) -> None:
         function.driver = None
+        if function.physfn:
+            sim_ip.removed(function)
         for address in list(function.vfs):
             # A PF driver's remove() ends SR-IOV (seen: igb).
             self._vanish(function, address)
@@ -313,7 +340,9 @@ class SimKernel:
         if pf.address in self.nvme:
             self.nvme[pf.address].all_offline()
         pf.vfs.remove(address)
-        self.functions.pop(address)
+        vf = self.functions.pop(address)
+        if vf.ifname in self.nets:
+            self.nets[vf.ifname].mtu, self.nets[vf.ifname].promisc = 1500, False
 
     def _register(self, name: str) -> None:
         """driver_register(): from now on it is offered every device that has none."""
@@ -346,6 +375,9 @@ class SimKernel:
             return self._drivers_probe(data.strip())
         if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
             return self._bind(folder.rpartition("/")[2], name, data.strip())
+        other = self.devlink.write(real, data)
+        if other is not None:
+            return other
         function = self.functions.get(folder.rpartition("/")[2])
         if function and name == "driver_override":
             return self._set_override(function, data)
@@ -356,10 +388,9 @@ class SimKernel:
         if function and function.total_vfs is not None and name == "sriov_numvfs":
             return self._set_count(function, data)
         if function and function.total_vfs is not None and name == "sriov_drivers_autoprobe":
-            if data.strip() not in ("0", "1"):
-                return errno.EINVAL
-            function.autoprobe = data.strip() == "1"
-            return 0
+            wanted = kstrtobool(data)
+            function.autoprobe = function.autoprobe if wanted is None else wanted
+            return errno.EINVAL if wanted is None else 0
         return errno.EACCES
 
     def _drivers_probe(self, address: str) -> int:
@@ -392,12 +423,17 @@ class SimKernel:
         function.override = data.split("\n")[0] or None
         return 0
 
+    def _total(self, pf: Pci) -> int:
+        """pci_sriov_get_totalvfs(): the driver's limit where it sets one, which pci_iov_remove() lifts when it goes."""
+        own = pf.driver is not None and self.known_drivers[pf.driver].sriov
+        return (pf.total_vfs or 0) if own else max(pf.total_vfs or 0, pf.device_vfs)
+
     def _set_count(self, pf: Pci, data: str) -> int:
         """sriov_numvfs_store(), drivers/pci/iov.c, in its order: syntax, range, same value, driver, busy."""
-        if not re.fullmatch(r"\+?\d+\n?", data):
+        count = kstrtou16(data)
+        if count is None:
             return errno.EINVAL
-        count = int(data)
-        if count > (pf.total_vfs or 0):
+        if count > self._total(pf):
             return errno.ERANGE
         if count == len(pf.vfs):
             return 0
@@ -432,7 +468,7 @@ class SimKernel:
                     numa_node=pf.numa_node,
                     physfn=pf.address,
                     ifname=f"{pf.ifname}v{index}" if pf.ifname else "",
-                    mac=self._random_mac(),
+                    attributes=sim_ip.born(pf.driver),
                 )
             )
             pf.vfs.append(vf.address)
@@ -470,6 +506,7 @@ class SimKernel:
         for card, firmware in self.firmware.items():
             firmware.boot()
             self._carry_out(card, firmware)
+        self.spaces.all.clear()
         for address in [f.address for f in self.functions.values() if f.physfn]:
             self.functions.pop(address)
         for path in [path for path in self.files if path.startswith("/run/")]:
@@ -481,6 +518,7 @@ class SimKernel:
         self.identity_groups = any(cmdline.satisfied(cmdline.split(words), w) for w in ("iommu=pt", "iommu.passthrough=1"))
         self.files["/proc/interrupts"] = "  24:  0  IR-PCI-MSI  igb\n" if self.iommu_on else "  24:  0  PCI-MSI  igb\n"
         self.registered.clear()
+        self.devlink.reboot()
         for function in self.functions.values():
             function.driver = function.override = function.group = None
             function.vfs, function.autoprobe = [], True
@@ -515,12 +553,12 @@ class SimKernel:
     def _nodes(self) -> dict[str, Any]:
         if self._tree is None:
             nodes: dict[str, Any] = {}
-            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes):
+            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes, self.devlink.nodes):
                 nodes.update(part())
             nodes.update(self.files)
             nodes.update({path: Link(target) for path, target in self.links.items()})
             self._children = {}
-            for path in nodes:
+            for path in [*nodes, *self._empty_folders()]:
                 while path:
                     parent, _slash, name = path.rpartition("/")
                     if name in self._children.setdefault(parent, set()):
@@ -551,7 +589,7 @@ class SimKernel:
                 attributes["boot_vga"] = str(int(f.boot_vga))
             if f.total_vfs is not None:
                 attributes.update(
-                    sriov_totalvfs=str(f.total_vfs),
+                    sriov_totalvfs=str(self._total(f)),
                     sriov_numvfs=str(len(f.vfs)),
                     sriov_drivers_autoprobe=str(int(f.autoprobe)),
                     sriov_offset=str(f.offset),
@@ -587,12 +625,18 @@ class SimKernel:
             nodes[f"{f.path}/nvme/{name}/state"] = "live\n"
         return nodes
 
+    def _empty_folders(self) -> list[str]:
+        """What a network device in another namespace leaves behind (sim_spaces)."""
+        functions = [f for address in self.spaces.moved() if (f := self.functions.get(address)) and f.driver]
+        return ["/".join(part for part in (f.path, f.below, "net") if part) for f in functions]
+
     def netdevs(self) -> dict[str, tuple[Pci | None, Net]]:
         """All network devices that are there now: name -> function, configuration."""
         found: dict[str, tuple[Pci | None, Net]] = {}
         for function in self.functions.values():
             driver = self.known_drivers.get(function.driver or "")
-            if driver and driver.net and function.ifname and self.netless.get(function.address, -1) < 0:
+            here = function.address not in self.spaces.moved() and self.netless.get(function.address, -1) < 0
+            if driver and driver.net and function.ifname and here:
                 found[function.ifname] = (function, self.nets.get(function.ifname, Net(up=False, carrier=False)))
         found.update({name: (None, net) for name, net in self.nets.items() if net.kind})
         return found
@@ -608,8 +652,14 @@ class SimKernel:
             nodes[f"/sys/class/net/{name}"] = Link(path)
             nodes[f"{path}/ifindex"] = "1\n"
             if net.up:
-                # EINVAL while it is down (carrier_show, net/core/net-sysfs.c).
+                # Reading them gives EINVAL while the device is down (lab).
                 nodes[f"{path}/carrier"] = f"{int(net.carrier)}\n"
+                nodes[f"{path}/speed"] = "1000\n" if net.carrier else "-1\n"
+            if function and function.physfn:
+                nodes[f"{path}/addr_assign_type"] = "0\n" if function.attributes["by_pf"] else "3\n"
+            if function:
+                attributes = self.devlink.port_attributes(function.address)
+                nodes.update({f"{path}/{key}": text + "\n" for key, text in attributes.items()})
             for lower in net.lowers:
                 if lower in here:
                     nodes[f"{path}/lower_{lower}"] = Link(f"/sys/class/net/{lower}")
@@ -659,6 +709,7 @@ class SimKernel:
             nodes[f"/proc/{pid}/comm"] = name + "\n"
             for number, target in enumerate(targets):
                 nodes[f"/proc/{pid}/fd/{number}"] = Link(target)
+        nodes.update(self.spaces.nodes(list(self.pids), Link))
         return nodes
 
     def _real(self, path: str, last: bool = True, depth: int = 0) -> str:
@@ -679,7 +730,7 @@ class SimKernel:
     # --- The Files protocol ----------------------------------------------------------------------------------------
 
     def attr(self, path: str) -> str | None:
-        if path.endswith("/sriov_numvfs"):
+        if path.endswith("/sriov_numvfs") and "/pci/" in path:
             raise AssertionError("reading sriov_numvfs hangs while a write to it hangs (lab)")
         if self._held(path):
             raise AssertionError(f"reading {path} hangs: a write that has not returned holds the device's lock")
@@ -747,7 +798,8 @@ class SimKernel:
             raise Stuck(f"the write of {data!r} to {path} has not returned within {limit:g} s")
         if real not in self._nodes():
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        code = self._sysfs_write(real, data)
+        # kernfs does not ask the attribute about nothing (kernfs_fop_write_iter).
+        code = self._sysfs_write(real, data) if data else 0
         self._tree = None
         if code:
             raise OSError(code, os.strerror(code), path)
@@ -797,19 +849,26 @@ class SimKernel:
 
     # --- Commands --------------------------------------------------------------------------------------------------
 
-    def run(self, argv: list[str]) -> tuple[int, str, str]:
+    def run(self, argv: list[str], data: str = "") -> tuple[int, str, str]:
         self.commands.append(argv)
         if argv[0] in self.missing:
             return 127, "", f"{argv[0]}: No such file or directory"
-        if argv[0] == "ip":
+        elsewhere = self.spaces.run(argv)
+        if elsewhere:
+            return elsewhere
+        if argv[:2] == ["ip", "-j"]:
             return 0, json.dumps(self._ip()), ""
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
             # Reading is no step.
             return self._tool(argv)
-        self.log.append(("run", argv[0], " ".join(argv[1:])))
+        if argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv):
+            return self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
+        self.log.append(("run", argv[0], data or " ".join(argv[1:])))
         if self.fail_at == len(self.log):
             return 1, "", "simulated failure"
-        answer = sim_modules.run(self, argv)
+        if argv[0] == "ip" and not self.devlink.has_port(argv):
+            return sim_ip.batch(self, data or " ".join(argv[1:]))
+        answer = sim_modules.run(self, argv) or self.devlink.run(argv)
         if answer is not None:
             self._tree = None
             return answer
@@ -852,7 +911,7 @@ class SimKernel:
         return 1, "", f"Failed to open {argv[2]}: No such file or directory\n"
 
     def _ip(self) -> list[dict[str, Any]]:
-        """`ip -j -d addr show`, as iproute2 6.1 prints it, as far as the engine reads it."""
+        """`ip -j -d addr show` and `link show`, as iproute2 6.1 prints it, as far as the engine reads it."""
         links = [{"ifname": "lo", "flags": ["LOOPBACK", "UP", "LOWER_UP"], "address": "00:00:00:00:00:00",
                   "addr_info": [{"family": "inet", "local": "127.0.0.1", "scope": "host"}]}]
         for name, (function, net) in self.netdevs().items():
@@ -861,14 +920,36 @@ class SimKernel:
             link: dict[str, Any] = {"ifname": name, "flags": ["BROADCAST", *flags], "address": mac}
             if function and mac != function.mac:
                 link["permaddr"] = function.mac
+            link["ifindex"] = self.index(name)
+            link.update(link_type="ether", mtu=net.mtu, max_mtu=9216)
+            if net.promisc:
+                link["flags"].append("PROMISC")
+            if function and function.vfs:
+                link["vfinfo_list"] = sim_ip.vfinfo(self, function)
             if net.kind:
                 link["linkinfo"] = {"info_kind": net.kind}
+            if net.peer:
+                link["link"] = net.peer
+            if net.xdp:
+                link["xdp"] = {"mode": 1, "prog": {"id": net.xdp, "tag": "3b185187f1855c4c", "jited": 1}}
             link["addr_info"] = [
                 {"family": "inet6" if ":" in a else "inet", "local": a, "scope": "link" if a.startswith("fe80") else "global"}
                 for a in net.addresses
             ]
+            if function:
+                link.update(self.devlink.port_attributes(function.address))
             links.append(link)
+        for other in self.devlink.links():
+            flags = ["UP", "LOWER_UP"] if other["up"] else []
+            net = self.nets.get(other["ifname"])
+            links.append({"ifname": other["ifname"], "flags": ["BROADCAST", *flags], "address": "2a:49:94:40:48:66",
+                          "phys_port_name": other["phys_port_name"], "phys_switch_id": other["phys_switch_id"],
+                          "addr_info": [{"family": "inet", "local": a, "scope": "global"} for a in (net.addresses if net else [])]})
         return links
+
+    def index(self, name: str) -> int:
+        """The number of a network device."""
+        return self._indexes.setdefault(name, len(self._indexes) + 2)
 
     def _mkconfig(self, path: str) -> tuple[int, str, str]:
         """grub-mkconfig of Debian: the defaults are read by a real sh, under `set -e`, drop-ins in the order of names."""

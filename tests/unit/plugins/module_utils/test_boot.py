@@ -22,6 +22,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import boot, c
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     EDU,
+    NSIM,
     NVME,
     PF1,
     PF2,
@@ -30,6 +31,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     converged,
     lab,
     quiet,
+    switches,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net
 
@@ -195,6 +197,14 @@ def test_the_operators_command(operator):
     assert sim.functions[PF1].vfs == []
     assert operator(sim, "replay", "--json")[0] == 0
     assert len(sim.functions[PF1].vfs) == 2
+
+
+def test_the_operators_status_tells_the_eswitch(operator):
+    sim = switches()
+    call(sim, sriov=[at(NSIM, vf_count=1, eswitch={"mode": "switchdev"})])
+    _code, out, _err = operator(sim, "status", "--json")
+    (device,) = json.loads(out)["devices"]
+    assert (device["device"], device["now"]["eswitch"]) == (NSIM, {"mode": "switchdev"})
 
 
 @pytest.mark.parametrize("arguments", [[], ["help"], ["plan", "x"], ["replay", "x"], ["replay", "--device"]])

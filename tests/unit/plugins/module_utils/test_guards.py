@@ -83,7 +83,7 @@ def test_a_guests_tap_is_no_second_way_out_of_a_bridge():
     sim = lab()
     sim.nets["vnet0"] = Net(kind="tun")
     sim.nets["br0"] = Net(kind="bridge", lowers=[PORT1, "vnet0"], addresses=["192.0.2.1"])
-    stands(sim, PF1, "management", "br0")
+    stands(sim, PF1, "management", "br0", others=("in_use",))
 
 
 def test_one_leg_of_a_bond():
@@ -293,3 +293,33 @@ def test_the_controller_came_in_by_a_link_local_address():
     sim.nets[PORT1] = Net(addresses=["fe80::2"])
     ssh = {"SSH_CONNECTION": "fe80::1%eth0 50000 fe80::2%ens9 22"}
     refused(sim, PF1, "the path to the controller", "allow: [management]", vfio=[at(PF1)], environment=ssh)
+
+
+def test_an_address_behind_a_veth_pair():
+    """The port's bridge is joined by a veth pair to another bridge, which has the address."""
+    sim = lab()
+    sim.nets[PORT1] = Net()
+    sim.nets["br0"] = Net(kind="bridge", lowers=[PORT1, "veth0"])
+    sim.nets["veth0"], sim.nets["veth1"] = Net(kind="veth", peer="veth1"), Net(kind="veth", peer="veth0")
+    sim.nets["br1"] = Net(kind="bridge", lowers=["veth1"], addresses=["192.0.2.9"])
+    stands(sim, PF1, "management", "192.0.2.9", "through br1")
+
+
+def test_an_address_on_a_macvlan_of_a_vlan():
+    sim = lab()
+    sim.nets[PORT1] = Net()
+    sim.nets["vlan5"] = Net(kind="vlan", lowers=[PORT1])
+    sim.nets["mv0"] = Net(kind="macvlan", lowers=["vlan5"], addresses=["192.0.2.9"])
+    stands(sim, PF1, "management", "192.0.2.9", "through mv0")
+
+
+def test_a_default_route_on_a_bridge_over_a_bond_over_vlans():
+    """Both legs have a link, so one of them may go for a moment; the last one may not."""
+    sim = lab()
+    sim.nets[PORT1] = sim.nets[PORT2] = Net()
+    sim.nets["v1"], sim.nets["v2"] = Net(kind="vlan", lowers=[PORT1]), Net(kind="vlan", lowers=[PORT2])
+    sim.nets["bond0"] = Net(kind="bond", lowers=["v1", "v2"])
+    sim.nets["br0"] = Net(kind="bridge", lowers=["bond0"], default_route=True)
+    refused(sim, PF1, "one leg of br0, which carries the default route", "allow: [link_flap]", vfio=[at(PF1)])
+    sim.nets["v2"] = Net(kind="vlan", lowers=[PORT2], carrier=False)
+    stands(sim, PF1, "management", "the default route through br0")

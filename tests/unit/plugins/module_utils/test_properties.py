@@ -36,6 +36,21 @@ quick = settings(max_examples=60, deadline=None, derandomize=True, suppress_heal
 drivers = some.sampled_from([None, "default", "vfio-pci", "igbvf"])
 
 
+#: What an operator may have set on a VF.
+OPERATORS = ["vlan 7 qos 2", "trust on", "spoofchk off", "mac 52:54:00:99:00:0{}"]
+
+attributes = some.fixed_dictionaries(
+    {},
+    optional={
+        "mac": some.just("auto"),
+        "vlan": some.sampled_from([None, 0, 5, 4094]),
+        "trust": some.booleans(),
+        "spoof_check": some.booleans(),
+        "max_tx_rate": some.sampled_from([None, 0, 50]),
+    },
+)
+
+
 @some.composite
 def hosts(draw):
     sim = lab(igbvf_loaded=draw(some.booleans()), vfio_loaded=draw(some.booleans()))
@@ -53,6 +68,14 @@ def hosts(draw):
                 sim.write(f"{DEVICES}/{vf}/driver/unbind", vf)
             sim.write("/sys/bus/pci/drivers_probe", vf)
     sim.sleep(10)
+    for index, vf in enumerate(sim.functions[PF1].vfs):
+        lines = draw(some.lists(some.sampled_from(OPERATORS), max_size=2, unique=True))
+        text = "".join(f"link set dev enp129s0 vf {index} {line.format(index)}\n" for line in lines)
+        assert sim.run(["ip", "-force", "-batch", "-"], text) == (0, "", "")
+        if any("mac" in line for line in lines) and sim.functions[vf].driver == "igbvf":
+            # As the kernel log asks for.
+            sim.write(f"{DEVICES}/{vf}/driver/unbind", vf)
+            sim.write("/sys/bus/pci/drivers_probe", vf)
     return sim
 
 
@@ -60,8 +83,10 @@ def hosts(draw):
 def sriov_wishes(draw):
     count = draw(some.one_of(some.none(), some.integers(0, 7)))
     cut = draw(some.lists(some.integers(0, 6), unique=True, max_size=4))
-    vfs = [{"range": str(index), "driver": draw(drivers)} for index in cut if count is None or index < count]
-    return at(PF1, vf_count=count, vf_defaults={"driver": draw(drivers)}, vfs=vfs)
+    known = [index for index in cut if count is None or index < count]
+    vfs = [{"range": str(index), "driver": draw(drivers), **draw(attributes)} for index in known]
+    up = draw(some.sampled_from([None, True, False]))
+    return at(PF1, up=up, vf_count=count, vf_defaults={"driver": draw(drivers), **draw(attributes)}, vfs=vfs)
 
 
 @some.composite
@@ -105,11 +130,20 @@ def test_a_reboot_and_its_replay_bring_all_back(sim, wished):
     quiet(sim, **wished)
 
 
+def settings_of(sim):
+    """The attributes of the VFs of the first port, but for a MAC that a VF made up: it makes up another one."""
+    return {
+        address: {key: value for key, value in function.attributes.items() if key != "mac" or function.attributes["by_pf"]}
+        for address, function in sim.functions.items()
+        if function.physfn == PF1
+    }
+
+
 @quick
 @given(hosts(), wishes(), some.integers(1, 40))
 def test_an_undo_restores(sim, wished, number):
     assume(accepted(sim, wished))
-    before = sim.of_device(PF1)
+    before, values = sim.of_device(PF1), settings_of(sim)
     sim.fail_at = len(sim.log) + number
     result = call(sim, **wished)
     if PF1 in result["failures"] or "host" in result["failures"]:
@@ -120,6 +154,7 @@ def test_an_undo_restores(sim, wished, number):
             assert (now[1], now[2], now[3]) == (override, vfs, autoprobe)
             # A VF that had no driver may have found its own.
             assert now[0] == driver or driver is None
+        assert settings_of(sim) == values
 
 
 @quick
@@ -127,12 +162,13 @@ def test_an_undo_restores(sim, wished, number):
 def test_absent_gives_all_back(sim, wished):
     assume(accepted(sim, wished))
     before = {address: (f.override, tuple(f.vfs)) for address, f in sim.functions.items()}
-    files = dict(sim.files)
+    files, values = dict(sim.files), settings_of(sim)
     call(sim, **wished)
     back = {name: [{**wish, "state": "absent"} for wish in list_] for name, list_ in wished.items()}
     converged(sim, **back)
     assert {address: (f.override, tuple(f.vfs)) for address, f in sim.functions.items()} == before
     assert sim.files == files
+    assert settings_of(sim) == values
 
 
 @quick

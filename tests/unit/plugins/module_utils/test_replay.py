@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import actions, boot, cli, engine, link, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine import actions, boot, cli, engine, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine import after_link as link
 from ansible_collections.iovirt.host.plugins.module_utils._engine.model import Action
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources import sriov
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options

@@ -33,6 +33,8 @@ def code_of(sim, path, data):
         (2, "8", errno.ERANGE),
         (0, "8", errno.ERANGE),
         (0, "-1", errno.EINVAL),
+        (0, "65536", errno.EINVAL),
+        (0, "0x8", errno.ERANGE),
         (0, "two", errno.EINVAL),
         (2, "0", 0),
         (0, "7", 0),
@@ -49,8 +51,20 @@ def test_without_a_driver_that_can_there_is_no_such_entry():
     sim = lab()
     sim.write(f"{DEVICES}/{PF1}/driver/unbind", PF1)
     assert code_of(sim, COUNT, "2") == errno.ENOENT
-    assert code_of(sim, COUNT, "8") == errno.ERANGE
+    # The limit of 7 is the driver's; the device has 8.
+    assert code_of(sim, COUNT, "8") == errno.ENOENT
+    assert code_of(sim, COUNT, "9") == errno.ERANGE
     assert code_of(sim, COUNT, "0") == 0
+
+
+def test_probing_is_switched_by_any_word_of_the_kernel():
+    sim = lab()
+    autoprobe = f"{DEVICES}/{PF1}/sriov_drivers_autoprobe"
+    for word, now in (("no", "0"), ("yes", "1"), ("off", "0"), ("on\n", "1"), ("", "1")):
+        assert code_of(sim, autoprobe, word) == 0
+        assert sim.attr(autoprobe) == now
+    for word in ("2", " 0", "o", "x"):
+        assert code_of(sim, autoprobe, word) == errno.EINVAL
 
 
 def test_vf_addresses_are_those_of_the_lab():

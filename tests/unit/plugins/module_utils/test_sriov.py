@@ -151,6 +151,8 @@ def test_the_exported_facts_are_valid_wishes():
     call(sim, sriov=[BOTH])
     facts = call(sim, sriov=[BOTH])["sriov"]
     again = [wish for wish in facts if wish["match"]["address"] in ([PF1], [PF2])]
+    # They name what BOTH left untouched, so the record becomes another one.
+    assert {action["action"] for action in call(sim, sriov=again)["actions"]} == {"declare"}
     quiet(sim, sriov=again)
 
 

@@ -1,0 +1,220 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Who uses a device: processes, guests that libvirt knows, other network namespaces. Read only before something is
+taken away, as it looks into every process of the host.
+
+Nothing here enters a namespace: what is seen of another one is seen through /proc/PID/root, or told by `ip -n`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from . import consoles, keepers, libvirt, sysfs
+from .drivers import is_vfio
+from .host import Files, Host
+from .model import Function, State, User
+from .read import ADDRESS, functions_below
+
+#: Class folder below a PCI function -> where the device files of its entries are. A process that holds one open works
+#: with the device: uio is DPDK's, drm and accel are a display's or a computation's, ptp is a clock daemon's.
+_NODES = {"uio": "/dev", "drm": "/dev/dri", "accel": "/dev/accel", "ptp": "/dev"}
+
+#: udev's workers open each disk for a moment and let it go by themselves.
+_PASSING = ("(udev-worker)", "systemd-udevd")
+
+#: Kinds of netdev that ride on another one, which a container may have in a namespace of its own.
+_RIDING = ("macvlan", "macvtap", "ipvlan", "ipvtap", "vlan")
+
+
+def look(host: Host, state: State) -> State:
+    """The state, with all that guards want to know before something is taken or changed."""
+    files = host.files
+    return replace(state, users=read(host, state), keepers=keepers.read(files, state), consoles=consoles.read(files))
+
+
+def read(host: Host, state: State) -> dict[str, tuple[User, ...]]:
+    """PCI address -> who uses the function."""
+    found: dict[str, list[User]] = {}
+    for part in (_processes(host.files, state), _elsewhere(host, state), libvirt.guests(host.files, state)):
+        for address, user in part:
+            if user not in found.setdefault(address, []):
+                found[address].append(user)
+    return {address: tuple(users) for address, users in found.items()}
+
+
+# --- Processes that hold a device file open ------------------------------------------------------------------------
+
+
+def _processes(files: Files, state: State) -> Iterator[tuple[str, User]]:
+    """Every process is looked at, whatever mount namespace it lives in: the link text of a descriptor stays."""
+    nodes = _device_files(files, state)
+    names = {path.rpartition("/")[2] for path in nodes}
+    if not names:
+        return
+    for pid in files.names("/proc"):
+        if not pid.isdigit():
+            continue
+        held = set()
+        for handle in files.names(f"/proc/{pid}/fd"):
+            if (files.link(f"/proc/{pid}/fd/{handle}") or "") in names:
+                held.add(files.resolve(f"/proc/{pid}/fd/{handle}"))
+        yield from _holding(files, pid, {path: nodes[path] for path in sorted(held) if path in nodes})
+
+
+def _holding(files: Files, pid: str, held: Mapping[str, tuple[str, list[str]]]) -> Iterator[tuple[str, User]]:
+    name = process(files, pid) if held else ""
+    for what, addresses in held.values():
+        if not (what.startswith("the disk") and files.attr(f"/proc/{pid}/comm") in _PASSING):
+            for address in addresses:
+                yield address, User(f"{name} ({what} is held open)")
+
+
+def process(files: Files, pid: str) -> str:
+    """A process as a person knows it."""
+    return f"process {pid} ({files.attr(f'/proc/{pid}/comm') or '?'})"
+
+
+def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]]:
+    """Path of a device file -> what it is, and the functions that it is of."""
+    nodes: dict[str, tuple[str, list[str]]] = {}
+    for address, function in state.functions.items():
+        if is_vfio(function.driver) and function.group:
+            what, members = f"IOMMU group {function.group}", _on_vfio(state, function.group)
+            nodes[f"/dev/vfio/{function.group}"] = (what, members)
+            for name in files.names(f"{sysfs.device(address)}/vfio-dev"):
+                # Who opens one device of a group owns the whole group (iommu_device_claim_dma_owner).
+                nodes[f"/dev/vfio/devices/{name}"] = (what, members)
+        for folder, place in _NODES.items():
+            for name in files.names(f"{sysfs.device(address)}/{folder}") if function.driver else ():
+                nodes.setdefault(f"{place}/{name}", (f"{place}/{name}", [address]))
+    for name in files.names("/sys/class/infiniband_verbs"):
+        addresses = _functions_of_rdma(files, state, files.attr(f"/sys/class/infiniband_verbs/{name}/ibdev") or "")
+        nodes[f"/dev/infiniband/{name}"] = (f"/dev/infiniband/{name}, RDMA,", addresses)
+    for name in files.names("/sys/class/block"):
+        nodes[f"/dev/{name}"] = (f"the disk {name}", functions_below(files, files.resolve(f"/sys/class/block/{name}")))
+    return {path: (what, addresses) for path, (what, addresses) in nodes.items() if addresses}
+
+
+def _on_vfio(state: State, group: str) -> list[str]:
+    return [f.address for f in state.functions.values() if f.group == group and is_vfio(f.driver)]
+
+
+def _functions_of_rdma(files: Files, state: State, name: str) -> list[str]:
+    """An RDMA device is below its function; one in software (rxe, siw) names its network device as parent."""
+    if not name:
+        return []
+    addresses = ADDRESS.findall(files.resolve(f"/sys/class/infiniband/{name}"))
+    if addresses:
+        return addresses[-1:]
+    parent = files.attr(f"/sys/class/infiniband/{name}/parent")
+    return [f.address for f in state.functions.values() if parent in f.netdevs]
+
+
+# --- Other network namespaces --------------------------------------------------------------------------------------
+
+
+def _elsewhere(host: Host, state: State) -> Iterator[tuple[str, User]]:
+    """Network devices of a function, or above one, that live in another network namespace: sysfs shows those of the
+    reader's own namespace only (lib/kobject_ns.c)."""
+    files = host.files
+    hidden = [f for f in state.functions.values() if _hidden(files, f)]
+    spaces = _namespaces(files)
+    places: dict[str, str] = {}
+    for pid in spaces:
+        for name in _netdevs_of_process(files, pid):
+            device = files.link(f"/proc/{pid}/root/sys/class/net/{name}/device")
+            if device:
+                places.setdefault(device, f"the network namespace of {process(files, pid)}, as {name}")
+        yield from _riding_on(host, state, pid)
+    if not all(_place(files, function, places) for function in hidden):
+        places = {**_named_namespaces(host), **places}
+    for function in hidden:
+        place = _place(files, function, places) or "another network namespace"
+        yield function.address, User(f"whoever has its network device in {place}", hides=True)
+
+
+def _place(files: Files, function: Function, places: Mapping[str, str]) -> str | None:
+    """By the device that the network device hangs on: the function, or one below it (virtio)."""
+    devices = [function.address, *files.names(sysfs.device(function.address))]
+    return next((places[device] for device in devices if device in places), None)
+
+
+def _hidden(files: Files, function: Function) -> bool:
+    """The folder net of a device is there as long as it has a network device anywhere, and shows only those of the
+    reader's namespace (lab; cleanup_glue_dir in drivers/base/core.c removes one that is empty)."""
+    if not function.driver or function.netdevs or not function.class_code.startswith("02"):
+        return False
+    path = sysfs.device(function.address)
+    below = [path, *(f"{path}/{name}" for name in files.names(path) if name.startswith("virtio"))]
+    return any("net" in files.names(folder) for folder in below)
+
+
+def _namespaces(files: Files) -> list[str]:
+    """One process of each network namespace other than ours."""
+    seen = {files.link("/proc/self/ns/net")}
+    found = []
+    for pid in files.names("/proc"):
+        space = files.link(f"/proc/{pid}/ns/net") if pid.isdigit() else None
+        if space and space not in seen:
+            seen.add(space)
+            found.append(pid)
+    return found
+
+
+def _netdevs_of_process(files: Files, pid: str) -> list[str]:
+    """The network devices of its namespace, where it has a sysfs of that namespace: /proc/PID/net always is of its own,
+    /proc/PID/root/sys of whoever mounted it."""
+    # The process may end meanwhile.
+    lines = (files.attr(f"/proc/{pid}/net/dev") or "").splitlines()[2:]
+    own = {line.partition(":")[0].strip() for line in lines}
+    return [name for name in files.names(f"/proc/{pid}/root/sys/class/net") if name in own and name != "lo"]
+
+
+def _riding_on(host: Host, state: State, pid: str) -> Iterator[tuple[str, User]]:
+    """What a container has of a port of ours: a macvlan and the like, whose lower device is named by its number."""
+    files = host.files
+    ports = {n.index: (f, n) for f in state.functions.values() for n in _netdevs(state, f) if n.index}
+    for name in _netdevs_of_process(files, pid):
+        folder = f"/proc/{pid}/root/sys/class/net/{name}"
+        lower = files.attr(f"{folder}/iflink") or ""
+        if not lower.isdigit() or int(lower) not in ports or lower == files.attr(f"{folder}/ifindex"):
+            continue
+        # The number alone could be one of a third namespace (a veth pair's other end).
+        kind = _kind_there(host, pid, name)
+        if kind in _RIDING:
+            function, port = ports[int(lower)]
+            yield function.address, User(f"{process(files, pid)} (its {kind} {name} rides on {port.name})")
+
+
+def _netdevs(state: State, function: Function) -> Iterable[Any]:
+    return [state.netdevs[name] for name in function.netdevs if name in state.netdevs]
+
+
+def _kind_there(host: Host, pid: str, name: str) -> str:
+    links = _links(host, ["nsenter", "--target", pid, "--net", "ip", "-j", "-d", "link", "show", "dev", name])
+    return ((links[0].get("linkinfo") or {}).get("info_kind") or "") if links else ""
+
+
+def _named_namespaces(host: Host) -> dict[str, str]:
+    """A namespace without a process is kept by its file (ip-netns(8)); ip tells which devices are in there."""
+    found = {}
+    for name in host.files.names("/run/netns"):
+        for link in _links(host, ["ip", "-n", name, "-j", "-d", "link", "show"]):
+            if link.get("parentdev"):
+                found[link["parentdev"]] = f"the network namespace {name}, as {link.get('ifname')}"
+    return found
+
+
+def _links(host: Host, argv: list[str]) -> list[dict[str, Any]]:
+    code, out, _err = host.run(argv)
+    try:
+        links = json.loads(out) if code == 0 else []
+    except ValueError:
+        return []
+    return links if isinstance(links, list) else []

@@ -1,0 +1,197 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""eswitch, representors, devlink parameters and hw-tc-offload on netdevsim, a device of the real kernel that is not of PCI.
+
+What came true is asked of devlink, ip, ethtool and debugfs. The device is made and taken away here, and nothing else of the host is touched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+#: A number that nobody else takes.
+DEVICE = "netdevsim71"
+HANDLE = f"netdevsim/{DEVICE}"
+PORT = "eni71np1"
+MATCH = {"address": [DEVICE]}
+
+DECLARED = "ls /etc/iovirt/sriov.json 2>/dev/null && grep -c netdevsim71 /etc/iovirt/sriov.json || true"
+
+
+#: The engine's copy on the host, called with one list of wishes several times: check, run, check again.
+CALLS = """python3 -I - <<'END'
+import json, sys
+sys.path.insert(0, "/var/lib/iovirt/engine/current")
+from iovirt_engine import engine
+from iovirt_engine.errors import EngineError
+from iovirt_engine.host import FileSystem, Host, run_command
+from iovirt_engine.resources.common import Options
+
+def call(check, wish):
+    try:
+        host = Host(files=FileSystem("/"), run=run_command)
+        return engine.devices(host, {"sriov": [wish]}, Options(), engine.Call(check=check))
+    except EngineError as error:
+        return {"refused": str(error)}
+
+print(json.dumps([call(check, wish) for check, wish in json.loads('''%s''')]))
+END"""
+
+
+@pytest.fixture(scope="module")
+def netdevsim(lab: Any) -> Iterator[Any]:
+    """The device, declared and given back through Ansible; what is between goes to the engine that this put on the host."""
+    lab.shell(
+        "modprobe psample; modprobe netdevsim; echo '71 1' > /sys/bus/netdevsim/new_device; "
+        f"for i in $(seq 50); do [ -e /sys/class/net/{PORT} ] && exit 0; sleep 0.1; done; exit 1"
+    )
+    declared = lab.module("sriov", devices=[{"match": {"ifname": [PORT]}, "vf_count": 1}])
+    yield lab
+    result = lab.module("sriov", devices=[{"match": MATCH, "state": "absent"}])
+    lab.shell("echo 71 > /sys/bus/netdevsim/del_device")
+    assert not declared["failed"] and declared["changed"], declared
+    assert not result["failed"], result
+    assert lab.shell(DECLARED) == ""
+
+
+def calls(lab: Any, *what: tuple[bool, dict[str, Any]]) -> list[dict[str, Any]]:
+    given = json.dumps([[check, {"match": MATCH, **wish}] for check, wish in what])
+    answers: list[dict[str, Any]] = json.loads(lab.shell(CALLS % given, limit=300))
+    return answers
+
+
+def given_back(lab: Any) -> None:
+    (result,) = calls(lab, (False, {"state": "absent"}))
+    assert result.get("failures") == {}, result
+
+
+def eswitch(lab: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(lab.shell(f"devlink -j dev eswitch show {HANDLE}"))["dev"][HANDLE]
+    return answer
+
+
+def params(lab: Any) -> dict[str, Any]:
+    listed = json.loads(lab.shell(f"devlink -j dev param show {HANDLE}"))["param"][HANDLE]
+    return {param["name"]: param["values"][0]["value"] for param in listed}
+
+
+def count(lab: Any) -> int:
+    return int(lab.shell(f"cat /sys/bus/netdevsim/devices/{DEVICE}/sriov_numvfs"))
+
+
+def representors(lab: Any) -> list[str]:
+    ports = json.loads(lab.shell("devlink -j port show"))["port"]
+    return sorted(
+        f"pf{port['pfnum']}vf{port['vfnum']}" for name, port in ports.items() if name.startswith(HANDLE) and port["flavour"] == "pcivf"
+    )
+
+
+def made(lab: Any, **wish: Any) -> dict[str, Any]:
+    """Check mode announces what the run does, and a second run finds nothing to do."""
+    announced, done, again = calls(lab, (True, wish), (False, wish), (False, wish))
+    assert done.get("failures") == {}, done
+    assert (done["actions"], done["diff"], done["changed"]) == (announced["actions"], announced["diff"], announced["changed"])
+    assert again["changed"] is False and again["actions"] == [], again
+    return done
+
+
+def kinds(result: dict[str, Any]) -> list[str]:
+    return [action["action"] for action in result["actions"] if action["action"] not in ("declare", "install_replay")]
+
+
+def test_switchdev_and_back(netdevsim: Any) -> None:
+    lab = netdevsim
+    made(lab, vf_count=2, eswitch={"mode": "switchdev"}, hw_tc_offload=True)
+    assert eswitch(lab)["mode"] == "switchdev" and count(lab) == 2
+    assert representors(lab) == ["pf0vf0", "pf0vf1"]
+    assert lab.shell(f"ip -d link show {PORT} | grep -c 'switchid'") == "1"
+    assert "hw-tc-offload: on" in lab.shell(f"ethtool -k {PORT}")
+    facts = next(f for f in lab.module("host_info")["host"]["functions"] if f["address"] == DEVICE)
+    assert facts["bus"] == "netdevsim" and facts["driver"] == "netdevsim"
+    assert [(r["vf"], r["port_name"]) for r in facts["sriov"]["representors"]] == [(0, "pf0vf0"), (1, "pf0vf1")]
+    names = lab.shell("ls /sys/class/net").split()
+    assert {r["netdev"] for r in facts["sriov"]["representors"]} <= set(names)
+    # The number changes by way of legacy mode.
+    result = made(lab, vf_count=3, eswitch={"mode": "switchdev"}, hw_tc_offload=True)
+    assert kinds(result) == ["set_eswitch", "set_vf_count", "set_eswitch"]
+    assert eswitch(lab)["mode"] == "switchdev" and count(lab) == 3 and len(representors(lab)) == 3
+    given_back(lab)
+    assert eswitch(lab)["mode"] == "legacy" and count(lab) == 0 and representors(lab) == []
+    assert "hw-tc-offload: off" in lab.shell(f"ethtool -k {PORT}")
+
+
+def test_driverinit_parameters_and_a_reload(netdevsim: Any) -> None:
+    lab = netdevsim
+    made(lab, vf_count=1, eswitch={"mode": "switchdev"})
+    wished = [{"name": "max_macs", "value": 64, "cmode": "driverinit"}, {"name": "test1", "value": False, "cmode": "driverinit"}]
+    result = made(lab, vf_count=1, eswitch={"mode": "switchdev"}, devlink_params=wished)
+    assert kinds(result) == ["set_vf_count", "set_eswitch", "devlink_reload", "set_vf_count", "set_eswitch"]
+    # What the driver runs with, and not only what devlink was told.
+    assert lab.shell(f"cat /sys/kernel/debug/netdevsim/{DEVICE}/max_macs") == "64"
+    assert params(lab) == {"max_macs": 64, "test1": False}
+    assert eswitch(lab)["mode"] == "switchdev" and count(lab) == 1
+    given_back(lab)
+    assert params(lab) == {"max_macs": 32, "test1": True} and count(lab) == 0
+    assert lab.shell(f"cat /sys/kernel/debug/netdevsim/{DEVICE}/max_macs") == "32"
+
+
+def test_a_reload_that_fails_is_undone(netdevsim: Any) -> None:
+    """The driver refuses the reload (a knob of netdevsim): values, VFs and mode are as they were."""
+    lab = netdevsim
+    made(lab, vf_count=2, eswitch={"mode": "switchdev"})
+    lab.shell(f"echo Y > /sys/kernel/debug/netdevsim/{DEVICE}/dont_allow_reload")
+    wish = {"vf_count": 2, "eswitch": {"mode": "switchdev"}, "devlink_params": [{"name": "max_macs", "value": 64, "cmode": "driverinit"}]}
+    (result,) = calls(lab, (False, wish))
+    lab.shell(f"echo N > /sys/kernel/debug/netdevsim/{DEVICE}/dont_allow_reload")
+    assert "devlink dev reload" in result["failures"][DEVICE] and "undone" in result["failures"][DEVICE], result
+    assert params(lab)["max_macs"] == 32
+    assert eswitch(lab)["mode"] == "switchdev" and count(lab) == 2 and len(representors(lab)) == 2
+
+
+REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"eswitch": {"inline_mode": "transport"}}, [DEVICE, "no inline mode"]),
+    ({"devlink_params": [{"name": "max_macs", "value": 5, "cmode": "permanent"}]}, [DEVICE, "no cmode permanent"]),
+    ({"devlink_params": [{"name": "nix", "value": 5, "cmode": "runtime"}]}, [DEVICE, "no devlink parameter nix"]),
+    ({"vf_count": 5}, [DEVICE, "sriov_totalvfs is 4"]),
+    ({"vf_count": 1, "vf_defaults": {"driver": "vfio-pci"}}, [DEVICE, "no functions of their own"]),
+]
+
+
+def test_refusals_change_nothing(netdevsim: Any) -> None:
+    lab = netdevsim
+    port = lab.shell("basename $(ls -d /sys/bus/pci/drivers/igb/0* | tail -1)")
+    cases = [*REFUSED, ({"match": {"address": [port]}, "eswitch": {"mode": "switchdev"}}, [port, "has no eswitch"])]
+    before = lab.snapshot()
+    for check in (True, False):
+        for answer, (_wish, said) in zip(calls(lab, *((check, wish) for wish, _said in cases)), cases):
+            for part in said:
+                assert part in answer["refused"], answer
+    assert lab.snapshot() == before
+
+
+def test_the_legacy_rate_call_is_refused_in_switchdev_mode(netdevsim: Any) -> None:
+    """A fact that eswitch.legacy_calls_refused relies on."""
+    lab = netdevsim
+    made(lab, vf_count=1, eswitch={"mode": "legacy"})
+    lab.shell(f"ip link set {PORT} vf 0 max_tx_rate 100 min_tx_rate 0")
+    made(lab, vf_count=1, eswitch={"mode": "switchdev"})
+    assert "not supported" in lab.shell(f"ip link set {PORT} vf 0 max_tx_rate 200 min_tx_rate 0 2>&1 || true")
+
+
+def test_the_replay_does_it_again(netdevsim: Any) -> None:
+    """The device goes and comes back, as a driver reload has it; udev starts the replay of this device by its bind event."""
+    lab = netdevsim
+    made(lab, vf_count=2, eswitch={"mode": "switchdev"}, hw_tc_offload=True)
+    lab.shell("echo 71 > /sys/bus/netdevsim/del_device; echo '71 1' > /sys/bus/netdevsim/new_device")
+    lab.shell(
+        f"for i in $(seq 60); do sleep 1; devlink dev eswitch show {HANDLE} | grep -q switchdev && ethtool -k {PORT} | grep -q 'hw-tc-offload: on'"
+        " && ! systemctl is-active -q 'iovirt-replay@*' && exit 0; done; systemctl status 'iovirt-replay@*'; exit 1"
+    )
+    assert count(lab) == 2 and len(representors(lab)) == 2
+    (again,) = calls(lab, (False, {"vf_count": 2, "eswitch": {"mode": "switchdev"}, "hw_tc_offload": True}))
+    assert again["changed"] is False, again

@@ -1,0 +1,60 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Steps that a real kernel and a real file system refuse in the middle of a run: the device is as it was before."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from ansible_collections.iovirt.host.tests.lab.test_lab import expected_drivers
+
+
+@pytest.fixture
+def port(wishes: dict[str, Any], lab: Any) -> str:
+    """The address of a port with three VFs: two on vfio-pci, one on igbvf."""
+    return str(lab.shell("basename $(ls -d /sys/bus/pci/drivers/igb/0* | head -1)"))
+
+
+def without_links(snapshot: str) -> list[str]:
+    """VFs that were made anew have network devices with other numbers and addresses."""
+    return [line for line in snapshot.splitlines() if not re.match(r"\d+: ", line)]
+
+
+def test_a_driver_that_refuses_living_vfs(lab: Any, port: str) -> None:
+    """ahci wants a sixth memory region that an igb VF has not. By then VF 0 has left vfio-pci."""
+    before = lab.snapshot()
+    vfs = [{"range": "0", "driver": "igbvf"}, {"range": "1", "driver": "ahci"}]
+    result = lab.module("sriov", devices=[{"match": {"address": [port]}, "vf_count": 3, "vfs": vfs}])
+    assert result["failed"] is True and list(result["failures"]) == [port], result
+    assert "ahci did not take" in result["msg"] and "undone, and so were the steps before it" in result["msg"]
+    assert lab.snapshot() == before
+    expected_drivers(lab)
+
+
+def test_a_driver_that_refuses_after_a_count(lab: Any, port: str) -> None:
+    """The count went from 3 to 5; the fifth VF is refused, and there are the three again with the drivers that they had."""
+    before = lab.snapshot()
+    vfs = [{"range": "0-1", "driver": "vfio-pci"}, {"range": "4", "driver": "ahci"}]
+    result = lab.module("sriov", devices=[{"match": {"address": [port]}, "vf_count": 5, "vfs": vfs}])
+    assert result["failed"] is True and list(result["failures"]) == [port], result
+    assert "ahci did not take" in result["msg"] and "undone" in result["msg"]
+    assert without_links(lab.snapshot()) == without_links(before)
+    expected_drivers(lab)
+
+
+def test_a_record_that_cannot_be_written(lab: Any, port: str) -> None:
+    """What cannot be recorded is not left done: the replay would not bring it back."""
+    before = lab.snapshot()
+    lab.shell("mount --bind /etc/iovirt /etc/iovirt && mount -o remount,ro,bind /etc/iovirt")
+    try:
+        vfs = [{"range": "0", "driver": "igbvf"}, {"range": "1", "driver": "vfio-pci"}]
+        result = lab.module("sriov", devices=[{"match": {"address": [port]}, "vf_count": 3, "vfs": vfs}])
+    finally:
+        lab.shell("umount /etc/iovirt")
+    assert result["failed"] is True and list(result["failures"]) == [port], result
+    assert "EROFS" in result["msg"]
+    assert lab.snapshot() == before
+    expected_drivers(lab)
