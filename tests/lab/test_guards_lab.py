@@ -140,7 +140,7 @@ find . | busybox cpio -o -H newc 2>/dev/null | gzip -1 >/root/guest.img
 modprobe kvm_amd 2>/dev/null || modprobe kvm_intel 2>/dev/null || true
 accel=tcg; [ -e /dev/kvm ] && accel=kvm
 rm -f /root/guest.log
-systemd-run --quiet --unit=guest qemu-system-x86_64 -M pc -accel $accel -cpu max -m 192 -nodefaults -display none \
+systemd-run --quiet --collect --unit=guest qemu-system-x86_64 -M pc -accel $accel -cpu max -m 192 -nodefaults -display none \
   -kernel /boot/vmlinuz-$(uname -r) -initrd /root/guest.img -append "console=ttyS0 quiet panic=-1 no_timer_check" \
   -serial file:/root/guest.log -monitor unix:/root/guest.mon,server,nowait -device vfio-pci,host=@VF@
 for i in $(seq 300); do grep -q "guest is up" /root/guest.log 2>/dev/null && exit 0; sleep 1; done
