@@ -162,7 +162,6 @@ def sleeper(space):
     child = subprocess.Popen(["ip", "netns", "exec", space, "sleep", "300"])
     wait_for(lambda: os.readlink(f"/proc/{child.pid}/ns/net") != os.readlink("/proc/self/ns/net"))
     wait_for(lambda: HOST.files.attr(f"/proc/{child.pid}/comm") == "sleep")
-    NAMES["CHILD"] = str(child.pid)
     try:
         yield
     finally:
@@ -177,7 +176,7 @@ def both(*contexts):
     def together():
         with stack:
             for make in contexts:
-                stack.enter_context(make() if callable(make) else make)
+                stack.enter_context(make if hasattr(make, "__enter__") else make())
             yield
 
     return together()

@@ -28,9 +28,9 @@ REFUSED: dict[str, tuple[str, str, list[str]]] = {
     "a veth pair behind a bridge": ("VF1", "management", ["192.0.2.10 through vf9"]),
     "open vswitch": ("VF1", "management", ["192.0.2.10 through brex9"]),
     "a named network namespace": ("VF1", "in_use", ["the network namespace iovirt9, as {A}"]),
-    "a process in a network namespace": ("VF1", "in_use", ["the network namespace of process {CHILD} (sleep), as {A}"]),
+    "a process in a network namespace": ("VF1", "in_use", ["the network namespace of process ", "(sleep), as {A}"]),
     "a port in a network namespace": ("PF1", "link_flap", ["the network namespace iovirt9, as {P1}"]),
-    "a macvlan of a container": ("VF1", "in_use", ["process {CHILD} (sleep) (its macvlan mv9 rides on {A})"]),
+    "a macvlan of a container": ("VF1", "in_use", ["(sleep) (its macvlan mv9 rides on {A})"]),
     "a macvtap": ("VF1", "in_use", ["a guest (macvtap mt9)"]),
     "a guest on a bridge": ("VF1", "in_use", ["guests or containers behind br9 (tap9)"]),
     "an xdp program": ("VF1", "in_use", ["XDP on {A} (program "]),
@@ -140,7 +140,7 @@ find . | busybox cpio -o -H newc 2>/dev/null | gzip -1 >/root/guest.img
 modprobe kvm_amd 2>/dev/null || modprobe kvm_intel 2>/dev/null || true
 accel=tcg; [ -e /dev/kvm ] && accel=kvm
 rm -f /root/guest.log
-systemd-run --quiet --unit=guest qemu-system-x86_64 -M pc -accel $accel -cpu max -m 192 -nodefaults -display none \
+systemd-run --quiet --collect --unit=guest qemu-system-x86_64 -M pc -accel $accel -cpu max -m 192 -nodefaults -display none \
   -kernel /boot/vmlinuz-$(uname -r) -initrd /root/guest.img -append "console=ttyS0 quiet panic=-1 no_timer_check" \
   -serial file:/root/guest.log -monitor unix:/root/guest.mon,server,nowait -device vfio-pci,host=@VF@
 for i in $(seq 300); do grep -q "guest is up" /root/guest.log 2>/dev/null && exit 0; sleep 1; done

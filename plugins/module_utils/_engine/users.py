@@ -35,7 +35,21 @@ _RIDING = ("macvlan", "macvtap", "ipvlan", "ipvtap", "vlan")
 def look(host: Host, state: State) -> State:
     """The state, with all that guards want to know before something is taken or changed."""
     files = host.files
+    hanging = _writing(files)
+    functions = {a: replace(f, stuck=True) if a in hanging else f for a, f in state.functions.items()}
+    state = replace(state, functions=functions)
     return replace(state, users=read(host, state), keepers=keepers.read(files, state), consoles=consoles.read(files))
+
+
+def _writing(files: Files) -> set[str]:
+    """PFs whose count somebody is writing now. A write that hangs is found by its open file: what else waits for it
+    differs from kernel to kernel (docs/kernel-facts.md), and this asks nothing of the device."""
+    found = set()
+    for pid in files.names("/proc"):
+        for handle in files.names(f"/proc/{pid}/fd") if pid.isdigit() else ():
+            if files.link(f"/proc/{pid}/fd/{handle}") == "sriov_numvfs":
+                found.update(ADDRESS.findall(files.resolve(f"/proc/{pid}/fd/{handle}"))[-1:])
+    return found
 
 
 def read(host: Host, state: State) -> dict[str, tuple[User, ...]]:

@@ -427,3 +427,25 @@ def test_the_serial_console_on_a_card():
     sim.files["/sys/class/tty/console/active"] = "tty0 ttyS4\n"
     sim._tree = None
     console(sim, "0000:00:06.0", "the serial console ttyS4")
+
+
+# --- A write that hangs ----------------------------------------------------------------------------------------------
+
+
+def test_a_writer_that_has_not_returned_is_found_by_its_open_file():
+    """lab: on Linux 6.12.118 driver_override answers while the removal waits for a paused guest; the writer tells."""
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2), at(PF2, vf_count=2)])
+    holding(sim, f"{sim.functions[PF1].path}/sriov_numvfs", name="sh")
+    refused(sim, f"the kernel does not answer for {PF1}", sriov=[at(PF1, vf_count=0)])
+    refused(sim, f"{PF2}: its number of VFs cannot change while the kernel does not answer for {PF1}", sriov=[at(PF2, vf_count=0)])
+    assert call(sim, vfio=[at(EDU)])["changed"]
+
+
+def test_vfs_that_are_going_away_are_no_smaller_count():
+    """The link of VF 0 is gone while its guest has it: what is left counts like a smaller number of VFs."""
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=3)])
+    names = sim.names
+    sim.names = lambda path: [name for name in names(path) if not (path.endswith(PF1) and name == "virtfn0")]
+    refused(sim, f"the kernel does not answer for {PF1}", sriov=[at(PF1, vf_count=2)])
