@@ -66,42 +66,45 @@ def _can(yes: str, no: str) -> Mapping[str, bool]:
     return {**dict.fromkeys(yes.split(), True), **dict.fromkeys(no.split(), False)}
 
 
-#: PF driver -> attribute -> can it set that? What is in neither list is unknown. "802.1ad" is a VLAN with that protocol.
-#: From net_device_ops and the ndo_set_vf_* functions of each, Linux 6.12, below drivers/net/ethernet unless said.
+#: PF driver -> attribute -> can it set that? What is in neither list is unknown: nobody looked, or it depends on the card
+#: or its firmware. "802.1ad" is a VLAN with that protocol.
+#: Read in the sources of Linux 6.12.117 (Debian's linux-source-6.12): net_device_ops and the ndo_set_vf_* functions of
+#: each, below drivers/net/ethernet unless said. What a callback takes and does not pass on is a "no" as well.
 _ETHERNET: Mapping[str, Mapping[str, bool]] = {
-    # broadcom/bnx2x/bnx2x_main.c
-    "bnx2x": _can("mac vlan spoof_check link_state", "trust query_rss min_tx_rate max_tx_rate 802.1ad"),
-    # broadcom/bnxt/bnxt.c; priority and 802.1ad depend on kernel and firmware (bnxt_set_vf_vlan in bnxt_sriov.c)
+    # broadcom/bnx2x/bnx2x_main.c; bnx2x_set_vf_vlan in bnx2x_sriov.c: the priority is not used
+    "bnx2x": _can("mac vlan spoof_check link_state", "qos trust query_rss min_tx_rate max_tx_rate 802.1ad"),
+    # broadcom/bnxt/bnxt.c; bnxt_sriov.c, bnxt_set_vf_vlan: 802.1ad as the firmware can; older kernels refuse a priority
     "bnxt_en": _can("mac vlan spoof_check trust link_state min_tx_rate max_tx_rate", "query_rss"),
-    # chelsio/cxgb4/cxgb4_main.c, cxgb4_mgmt_netdev_ops; cxgb4_mgmt_set_vf_rate: no minimum
-    "cxgb4": _can("mac vlan qos link_state max_tx_rate", "spoof_check trust query_rss min_tx_rate 802.1ad"),
-    # emulex/benet/be_main.c; be_set_vf_tx_rate: no minimum
-    "be2net": _can("mac vlan qos spoof_check link_state max_tx_rate", "trust query_rss min_tx_rate 802.1ad"),
-    # hisilicon/hns3/hns3_enet.c
-    "hns3": _can("mac vlan qos spoof_check trust link_state max_tx_rate", "query_rss 802.1ad"),
+    # chelsio/cxgb4/cxgb4_main.c, cxgb4_mgmt_netdev_ops; cxgb4_mgmt_set_vf_vlan: no priority; _set_vf_rate: no minimum
+    "cxgb4": _can("mac vlan link_state max_tx_rate", "qos spoof_check trust query_rss min_tx_rate 802.1ad"),
+    # emulex/benet/be_main.c; be_set_vf_tx_rate: no minimum; BE2 and BE3 have no spoof check, BE2 no link state
+    "be2net": _can("mac vlan qos max_tx_rate", "trust query_rss min_tx_rate 802.1ad"),
+    # hisilicon/hns3/hns3_enet.c; hns3pf/hclge_main.c: no VLAN and spoof check below version 2 of the device, no minimum
+    "hns3": _can("mac trust link_state max_tx_rate", "query_rss min_tx_rate 802.1ad"),
     # intel/i40e/i40e_main.c; i40e_virtchnl_pf.c, i40e_ndo_set_vf_bw: no minimum
     "i40e": _can("mac vlan qos spoof_check trust link_state max_tx_rate", "query_rss min_tx_rate 802.1ad"),
-    # intel/ice/ice_main.c; 802.1ad depends on the card's double VLAN mode (ice_is_supported_port_vlan_proto)
-    "ice": _can("mac vlan qos spoof_check trust link_state min_tx_rate max_tx_rate", "query_rss"),
-    # intel/igb/igb_main.c; igb_ndo_set_vf_bw: no minimum. All seen on the lab.
-    "igb": _can("mac vlan qos spoof_check trust max_tx_rate", "link_state query_rss min_tx_rate 802.1ad"),
-    # intel/ixgbe/ixgbe_main.c; ixgbe_ndo_set_vf_bw: no minimum. The link state came with Linux 5.18.
-    "ixgbe": _can("mac vlan qos spoof_check trust query_rss max_tx_rate", "min_tx_rate 802.1ad"),
-    # mellanox/mlx4/en_netdev.c, mlx4_netdev_ops_master
-    "mlx4_core": _can("mac vlan qos spoof_check link_state min_tx_rate max_tx_rate", "trust query_rss"),
-    # mellanox/mlx5/core/en_main.c
-    "mlx5_core": _can("mac vlan qos spoof_check trust link_state min_tx_rate max_tx_rate", "query_rss 802.1ad"),
-    # netronome/nfp/nfp_net_common.c: the rest depends on the card's firmware (nfp_net_sriov_check)
+    # intel/ice/ice_main.c; ice_sriov.c: 802.1ad in double VLAN mode only (ice_is_supported_port_vlan_proto), no minimum
+    # while DCB is on (ice_set_vf_bw)
+    "ice": _can("mac vlan qos spoof_check trust link_state max_tx_rate", "query_rss"),
+    # intel/igb/igb_main.c; igb_ndo_set_vf_bw: rates on the 82576 alone, and no minimum. All seen on the lab (82576).
+    "igb": _can("mac vlan qos spoof_check trust", "link_state query_rss min_tx_rate 802.1ad"),
+    # intel/ixgbe/ixgbe_main.c; ixgbe_sriov.c: no minimum, query_rss on 82599 and X540 alone, link state enable is ignored
+    "ixgbe": _can("mac vlan qos spoof_check trust max_tx_rate", "min_tx_rate 802.1ad"),
+    # mellanox/mlx4/en_netdev.c, mlx4_netdev_ops_master; cmd.c: no minimum; VLAN, spoof check and rate as the firmware can
+    "mlx4_core": _can("mac link_state", "trust query_rss min_tx_rate"),
+    # mellanox/mlx5/core/en_main.c; esw/legacy.c: in legacy mode; esw/qos.c: rates as the firmware can
+    "mlx5_core": _can("mac vlan qos spoof_check trust link_state", "query_rss 802.1ad"),
+    # netronome/nfp/nfp_net_common.c: the rest as the firmware can (nfp_net_sriov_check in nfp_net_sriov.c)
     "nfp": _can("", "query_rss"),
-    # qlogic/qede/qede_main.c
-    "qede": _can("mac vlan spoof_check trust link_state min_tx_rate max_tx_rate", "query_rss 802.1ad"),
-    # sfc/efx.c
-    "sfc": _can("mac vlan qos spoof_check link_state", "trust query_rss min_tx_rate max_tx_rate 802.1ad"),
+    # qlogic/qede/qede_main.c; qede_set_vf_vlan: the priority is not passed on
+    "qede": _can("mac vlan spoof_check trust link_state min_tx_rate max_tx_rate", "qos query_rss 802.1ad"),
+    # sfc/efx.c; ef10_sriov.c: no priority (efx_ef10_sriov_set_vf_vlan), spoof check as the firmware can
+    "sfc": _can("mac vlan link_state", "qos trust query_rss min_tx_rate max_tx_rate 802.1ad"),
     # drivers/net/netdevsim/netdev.c
     "netdevsim": _can("mac vlan qos 802.1ad spoof_check trust link_state query_rss min_tx_rate max_tx_rate", ""),
 }
 
-#: On an InfiniBand port, whatever its driver: drivers/infiniband/ulp/ipoib/ipoib_main.c, ipoib_netdev_ops_pf.
+#: On an InfiniBand port, whatever its driver: drivers/infiniband/ulp/ipoib/ipoib_main.c, ipoib_netdev_ops_pf (6.12.117).
 _INFINIBAND = _can(
     "link_state node_guid port_guid", "mac vlan qos 802.1ad spoof_check trust query_rss min_tx_rate max_tx_rate"
 )
@@ -118,12 +121,16 @@ def can_set(driver: str | None, attribute: str, infiniband: bool = False) -> boo
 
 
 #: PF drivers that set rates without a link as well; the others reckon with its speed (igb_ndo_set_vf_bw and its like).
+#: hclge_vf_rate_param_check in hns3pf/hclge_main.c (the speed that the port can have), mlx4_set_vf_rate in mlx4/cmd.c,
+#: mlx5_esw_qos_set_vport_rate in mlx5/core/esw/qos.c, nsim_set_vf_rate; Linux 6.12.117.
 RATES_WITHOUT_LINK = frozenset({"hns3", "mlx4_core", "mlx5_core", "netdevsim"})
 
-#: PF drivers that take the zero address for "no MAC of mine" (igb_ndo_set_vf_mac and its like).
-UNSETS_MAC = frozenset({"i40e", "ice", "igb", "ixgbe", "netdevsim"})
+#: PF drivers that take the zero address for "no MAC of mine": igb_ndo_set_vf_mac, ixgbe_ndo_set_vf_mac,
+#: i40e_ndo_set_vf_mac, __ice_set_vf_mac, bnxt_set_vf_mac, efx_ef10_sriov_set_vf_mac, nsim_set_vf_mac; Linux 6.12.117.
+UNSETS_MAC = frozenset({"bnxt_en", "i40e", "ice", "igb", "ixgbe", "netdevsim", "sfc"})
 
-#: PF drivers under which a new VF has the spoof check on.
+#: PF drivers under which a new VF has the spoof check on: i40e_alloc_vfs, ice_initialize_vf_entry, igb_vf_configure,
+#: __ixgbe_enable_sriov; Linux 6.12.117.
 CHECKS_SPOOFING = frozenset({"i40e", "ice", "igb", "ixgbe"})
 
 @dataclass(frozen=True)

@@ -194,7 +194,9 @@ class SimKernel:
         #: Functions whose device lock a hanging write holds.
         self.stuck: set[str] = set()
         self.faults: list[tuple[str, str, int]] = []
+        #: The change that fails, by its number in the log; and does the same fail again when it is tried again?
         self.fail_at: int | None = None
+        self.fail_again = False
         self.unreadable: set[str] = set()
         self.lock_holder: str | None = None
         self.mkconfig_breaks = False
@@ -841,11 +843,17 @@ class SimKernel:
         """Every change is recorded, takes a moment, and can be made to fail."""
         self._pass(0.001)
         self.log.append((what, path, data))
-        if self.fail_at == len(self.log):
+        if self._fails():
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
         for pattern, wanted, code in self.faults:
             if fnmatch.fnmatchcase(path, pattern) and fnmatch.fnmatchcase(data, wanted):
                 raise OSError(code, os.strerror(code), path)
+
+    def _fails(self) -> bool:
+        """Is the change that was recorded last to fail?"""
+        if self.fail_at is None or self.fail_at > len(self.log):
+            return False
+        return self.fail_at == len(self.log) or (self.fail_again and self.log[-1] == self.log[self.fail_at - 1])
 
     # --- Commands --------------------------------------------------------------------------------------------------
 
@@ -864,10 +872,10 @@ class SimKernel:
         if argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv):
             return self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
         self.log.append(("run", argv[0], data or " ".join(argv[1:])))
-        if self.fail_at == len(self.log):
+        if self._fails():
             return 1, "", "simulated failure"
         if argv[0] == "ip" and not self.devlink.has_port(argv):
-            return sim_ip.batch(self, data or " ".join(argv[1:]))
+            return sim_ip.batch(self, data if "-batch" in argv else " ".join(argv[1:]))
         answer = sim_modules.run(self, argv) or self.devlink.run(argv)
         if answer is not None:
             self._tree = None
