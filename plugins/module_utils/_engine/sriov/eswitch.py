@@ -259,6 +259,7 @@ def guard(port: Port) -> Plan:
         return result
     doing = "reloading its driver" if _reloads(port) else "changing its eswitch mode"
     dangers = guards.before_recount(port.state, port.pf, port.count, doing)
+    dangers += guards.before_eswitch(port.state, port.pf) if _mode_changes(port) else []
     if _reloads(port) or not _order(port).keeps_netdev:
         dangers += guards.before_new_netdev(port.state, port.pf)
     common.guarded(result, dangers, port.options, port.pf.address)

@@ -265,6 +265,17 @@ def test_the_management_path_is_guarded():
     assert "management" not in said
 
 
+def test_a_mode_that_another_program_rules():
+    sim = switches()
+    port = sim.functions[MLX5].ifname
+    path = "/run/NetworkManager/system-connections/x.nmconnection"
+    sim.files[path] = f"[connection]\ntype=ethernet\ninterface-name={port}\n[sriov]\neswitch-mode=1\n"
+    sim.modes[path] = 0o600
+    sim._tree = None
+    refused(sim, MLX5, "NetworkManager rules its eswitch", "allow: [foreign]", sriov=[at(MLX5, eswitch=SWITCHDEV)])
+    call(sim, sriov=[at(MLX5, eswitch=SWITCHDEV)], allow=("foreign",))
+
+
 def test_a_port_in_a_bridge_does_not_leave_switchdev():
     sim = switches()
     call(sim, sriov=[at(MLX5, eswitch=SWITCHDEV)])
