@@ -346,6 +346,14 @@ options:
             description:
               - Whether the VF may read the RSS hash key and the indirection table.
             type: bool
+          msix_count:
+            description:
+              - How many MSI-X vectors the VF has, of those that its PF's driver shares out (C(sriov_vf_total_msix) in sysfs).
+                Few drivers do, mlx5 and ice among them; with others it is refused.
+              - A VF that has a driver is taken from it for a moment. Where it is in use this is refused unless O(allow)
+                names the danger.
+              - Unset, it stays as it is. A VF that is born has as many as its PF's driver gives it.
+            type: int
           node_guid:
             description:
               - The node GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
@@ -452,6 +460,14 @@ options:
             description:
               - Whether the VF may read the RSS hash key and the indirection table.
             type: bool
+          msix_count:
+            description:
+              - How many MSI-X vectors the VF has, of those that its PF's driver shares out (C(sriov_vf_total_msix) in sysfs).
+                Few drivers do, mlx5 and ice among them; with others it is refused.
+              - A VF that has a driver is taken from it for a moment. Where it is in use this is refused unless O(allow)
+                names the danger.
+              - Unset, it stays as it is. A VF that is born has as many as its PF's driver gives it.
+            type: int
           node_guid:
             description:
               - The node GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.

@@ -21,6 +21,7 @@ from . import (
     grub,
     initramfs,
     link,
+    msix,
     mstconfig,
     nvmecli,
     security,
@@ -79,6 +80,7 @@ def _undo_vf_count(host: Host, args: Args) -> None:
     _recount(host, args["pf"], args["from"], args["autoprobe"])
     try:
         _restore_attributes(host, args)
+        _restore_msix_counts(host, args["pf"], args["msix"])
     finally:
         _let_probe(host, args["pf"], args["from"], args["previous"], args["autoprobe"])
     if args.get("controllers"):
@@ -498,6 +500,63 @@ def _attach_vfs(host: Host, args: Args) -> None:
             raise EngineError(f"{driver} did not take VF {index} ({address}) again. Look at the kernel log.")
 
 
+# --- MSI-X vectors of VFs ------------------------------------------------------------------------------------------
+
+
+def _set_msix_counts(host: Host, args: Args) -> None:
+    """The kernel takes a number only while the VF has no driver."""
+    for index, vf in args["vfs"].items():
+        address = _vf_address(host, args["pf"], int(index))
+        _unbind(host, address)
+        _write_msix_count(host, address, vf["to"])
+        if vf["driver"]:
+            _rebind(host, address, vf["driver"])
+
+
+def _undo_msix_counts(host: Host, args: Args) -> None:
+    """A VF that was born by this very plan goes with its count."""
+    for index, vf in args["vfs"].items():
+        address = host.files.link(f"{DEVICES}/{args['pf']}/virtfn{index}")
+        if not address or not vf["was"]:
+            continue
+        if msix.table_size(host.files, address) != vf["was"]:
+            _unbind(host, address)
+            _write_msix_count(host, address, vf["was"])
+        if vf["driver"] and _driver(host, address) != vf["driver"]:
+            _rebind(host, address, vf["driver"])
+
+
+def _restore_msix_counts(host: Host, pf: str, counts: Mapping[str, int]) -> None:
+    for index, count in counts.items():
+        address = _vf_address(host, pf, int(index))
+        if msix.table_size(host.files, address) != count:
+            _write_msix_count(host, address, count)
+
+
+def _write_msix_count(host: Host, address: str, count: int) -> None:
+    try:
+        host.files.write(f"{DEVICES}/{address}/sriov_vf_msix_count", str(count), limit=UNBIND_LIMIT)
+    except OSError as error:
+        advice = _MSIX_ADVICE.get(error.errno or 0, "Look at the kernel log.")
+        raise EngineError(f"the kernel answered {explain(error)} to {count} MSI-X vectors for {address}. {advice}") from None
+    now = msix.table_size(host.files, address)
+    if now != count:
+        raise EngineError(
+            f"the kernel accepted {count} MSI-X vectors for {address}, but its MSI-X capability shows {now or 'none'}. "
+            "The driver may count otherwise; look at the kernel log."
+        )
+
+
+#: What sriov_vf_msix_count_store (drivers/pci/iov.c), mlx5_set_msix_vec_count and ice_sriov_set_msix_vec_count answer.
+_MSIX_ADVICE = {
+    errno.EBUSY: "A driver took the VF meanwhile; find out what binds it, then run again.",
+    errno.EOPNOTSUPP: "The PF's driver does not share out MSI-X vectors.",
+    errno.EOVERFLOW: "That is more than one VF can have. Lower msix_count.",
+    errno.EINVAL: "That is fewer than a VF needs, or more than it has queues for. Correct msix_count.",
+    errno.ENOSPC: "The other VFs have the rest. Lower theirs as well.",
+}
+
+
 # --- Files ---------------------------------------------------------------------------------------------------------
 
 
@@ -568,6 +627,7 @@ TABLE: Mapping[str, Step] = {
     "rebind": Step(_rebind_vf, _undo_rebind),
     "bind": Step(_bind, _undo_bind),
     "release": Step(_release, _undo_bind),
+    "set_msix_count": Step(_set_msix_counts, _undo_msix_counts),
     "set_nvme_primary": Step(_set_nvme_primary, _undo_nvme_primary),
     "set_nvme_secondary": Step(_set_nvme_secondary, _undo_nvme_secondary),
     "set_firmware": Step(mstconfig.set_next, mstconfig.undo_next),

@@ -56,6 +56,7 @@ _VF: dict[str, Any] = {
     "min_tx_rate": {"type": "int"},
     "max_tx_rate": {"type": "int"},
     "query_rss": {"type": "bool"},
+    "msix_count": {"type": "int"},
     "node_guid": {"type": "str"},
     "port_guid": {"type": "str"},
     "mtu": {"type": "int"},

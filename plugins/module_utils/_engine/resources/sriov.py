@@ -17,7 +17,7 @@ from typing import Any
 from .. import drivers, guards, store, sysfs
 from ..host import Host
 from ..model import PREDICTED, Action, Function, Plan, Refusal, Sriov, State
-from ..sriov import attributes, binding, eswitch, firmware, ranges, secondary
+from ..sriov import attributes, binding, eswitch, firmware, msix, ranges, secondary
 from ..sriov.port import Port, bad
 from . import common
 from .common import Options, Target
@@ -28,7 +28,7 @@ NAME = "sriov"
 _NOT_OF_PF = ("match", "expect", "state", "vf_count", "vf_defaults", "vfs")
 
 #: Parts with a `read_more(host, state, targets) -> State`.
-_READING = (eswitch, secondary, firmware)
+_READING = (eswitch, secondary, firmware, msix)
 
 
 def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
@@ -79,6 +79,7 @@ def info(state: State) -> list[dict[str, Any]]:
                     **_vf_facts(state, vf),
                     **_attributes(state, function, index),
                     **secondary.facts_of(state, function.address, index),
+                    **msix.facts_of(state, function.address, index),
                 }
                 for index, vf in function.sriov.vfs.items()
             ],
@@ -243,7 +244,7 @@ def _without_unset(value: Any) -> Any:
 
 def _check(port: Port) -> list[Refusal]:
     """What is wrong with the wish, as each part sees it."""
-    parts = (binding, attributes, eswitch, secondary, firmware)
+    parts = (binding, attributes, eswitch, secondary, firmware, msix)
     return [refusal for part in parts for refusal in part.check(port)]
 
 
@@ -251,7 +252,7 @@ def _origin(port: Port) -> dict[str, Any]:
     """How it was before the collection touched it."""
     mine = {"driver": port.pf.native, "vf_count": len(port.sriov.vfs), "overrides": _overrides(port)}
     of_pf = eswitch.origin(port)
-    found = {**mine, **attributes.origin(port), **secondary.origin(port), **firmware.origin(port)}
+    found = {**mine, **attributes.origin(port), **secondary.origin(port), **firmware.origin(port), **msix.origin(port)}
     return {**found, "pf": of_pf} if of_pf else found
 
 
@@ -281,8 +282,9 @@ def _converge(port: Port) -> Plan:
         return result
     result.extend(attributes.plan_up(port))
     result.extend(attributes.plan(port))
+    result.extend(msix.plan(port))
     result.extend(eswitch.after_count(port))
-    if attributes.holds_probing(port):
+    if _holds_probing(port):
         result.actions.append(_probe(port))
     result.extend(secondary.plan(port))
     result.extend(binding.plan(port))
@@ -347,10 +349,11 @@ def _recount(port: Port, now: int, count: int) -> Action:
             "to": count,
             "reserved": binding.reserved(port) if count else {},
             "autoprobe": port.sriov.autoprobe,
-            "hold": attributes.holds_probing(port) and bool(count),
+            "hold": _holds_probing(port) and bool(count),
             "previous": _overrides(port) if now else {},
             "netdev": netdev.name if netdev else "",
             "attributes": attributes.recorded(port) if now else {},
+            "msix": msix.vanishing(port) if now else {},
             "drivers": {str(index): vf.driver for index, vf in vfs.items() if vf},
             "held_back": secondary.held_back(port),
             "controllers": secondary.vanishing(port) if now else {},
@@ -358,6 +361,11 @@ def _recount(port: Port, now: int, count: int) -> Action:
         before={"vf_count": now},
         after={"vf_count": count},
     )
+
+
+def _holds_probing(port: Port) -> bool:
+    """Have the new VFs to wait for something before a driver may take them?"""
+    return attributes.holds_probing(port) or msix.holds_probing(port)
 
 
 def _probe(port: Port) -> Action:
@@ -435,6 +443,9 @@ def _given_back_vfs(port: Port, entry: Mapping[str, Any]) -> dict[int, dict[str,
         controller = secondary.given_back_vf(entry, index, port.born)
         if controller:
             wished.setdefault(index, {}).update(controller)
+        vectors = msix.given_back_vf(entry, index, port.born)
+        if vectors:
+            wished.setdefault(index, {}).update(vectors)
         values = attributes.given_back(port, index, entry["origin"].get("attributes", {}).get(str(index), {}))
         if values:
             wished.setdefault(index, {}).update(values)

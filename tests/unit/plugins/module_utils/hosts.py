@@ -91,6 +91,7 @@ def switches() -> SimKernel:
     sim.devlink.add(f"pci/{ICE}", "ice", params={"enable_roce": {"runtime": False}, "tx_scheduling_layers": {"permanent": 9}})
     sim.devlink.add_netdevsim(1)
     sim.registered |= {"mlx5_core", "ice", "iavf"}
+    sim.functions[MLX5].msix = 40
     for address in (MLX5, MLX4LX, ICE):
         sim.functions[address].driver = "ice" if address == ICE else "mlx5_core"
         sim.functions[address].group = sim._group_of(sim.functions[address])

@@ -26,7 +26,7 @@ from typing import Any, Callable, NamedTuple
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, grub
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip, sim_modules
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip, sim_modules, sim_msix
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_devlink import Devlink
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
@@ -93,6 +93,8 @@ class Pci:
     physfn: str | None = None
     vfs: list[str] = field(default_factory=list)
     autoprobe: bool = True
+    #: MSI-X vectors: of a PF those that its driver shares out, of a VF its own (sim_msix.py).
+    msix: int = 0
     #: What the PF's driver knows of a VF (sim_ip.py).
     attributes: dict[str, Any] = field(default_factory=dict)
 
@@ -271,6 +273,7 @@ class SimKernel:
             "nvme": {pf: (list(n.primary), n.facts()) for pf, n in self.nvme.items()},
             "firmware": {card: dict(f.next) for card, f in self.firmware.items()},
             "attributes": {f.address: dict(f.attributes) for f in self.functions.values() if f.physfn},
+            "msix": {f.address: f.msix for f in self.functions.values() if f.physfn},
             "nets": {name: (net.up, net.mtu, net.promisc) for name, net in self.nets.items()},
             "files": dict(self.files),
             "modes": dict(self.modes),
@@ -381,6 +384,8 @@ class SimKernel:
         if other is not None:
             return other
         function = self.functions.get(folder.rpartition("/")[2])
+        if function and name == "sriov_vf_msix_count":
+            return sim_msix.set_count(self, function, data)
         if function and name == "driver_override":
             return self._set_override(function, data)
         if function and function.address in self.nvme and name == "reset":
@@ -471,6 +476,7 @@ class SimKernel:
                     physfn=pf.address,
                     ifname=f"{pf.ifname}v{index}" if pf.ifname else "",
                     attributes=sim_ip.born(pf.driver),
+                    msix=sim_msix.DEFAULT if pf.msix else 0,
                 )
             )
             pf.vfs.append(vf.address)
@@ -597,8 +603,13 @@ class SimKernel:
                     sriov_offset=str(f.offset),
                     sriov_stride=str(f.stride),
                     sriov_vf_device=f.vf_ids[5:],
+                    sriov_vf_total_msix=str(f.msix if f.driver else 0),
                 )
+            if f.physfn:
+                attributes["sriov_vf_msix_count"] = ""
             nodes.update({f"{path}/{name}": text + "\n" for name, text in attributes.items()})
+            if f.physfn and f.msix:
+                nodes[f"{path}/config"] = sim_msix.config(f.msix)
             nodes[f"{path}/subsystem"] = Link("/sys/bus/pci")
             if f.driver:
                 nodes[f"{path}/driver"] = Link(f"{DRIVERS}/{f.driver}")
@@ -763,6 +774,10 @@ class SimKernel:
             raise EngineError(f"{path}: cannot be read: EIO (Input/output error)")
         node = self._nodes().get(real)
         return node if isinstance(node, str) else None
+
+    def data(self, path: str) -> bytes | None:
+        node = self._nodes().get(self._real(path))
+        return node.encode("latin-1") if isinstance(node, str) else None
 
     def names(self, path: str) -> list[str]:
         self._nodes()

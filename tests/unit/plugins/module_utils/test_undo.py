@@ -109,6 +109,13 @@ def port_goes_up():
     return devices(lab(), sriov=[at(PF1, up=True), at(PF2, up=True)])
 
 
+def vectors():
+    """Of living VFs, one with a driver that stays, one that gets another driver."""
+    sim = switches()
+    call(sim, sriov=[at(MLX5, vf_count=3)])
+    return devices(sim, sriov=[at(MLX5, vf_defaults={"msix_count": 6}, vfs=[{"range": "1", "driver": "vfio-pci", "msix_count": 8}])])
+
+
 READY = {"nvme_queues": 2, "nvme_interrupts": 1, "online": True}
 
 
@@ -202,6 +209,7 @@ SCENARIOS = {
     "unbind": told_vfs,
     "rebind": told_vfs,
     "set_up": port_goes_up,
+    "set_msix_count": vectors,
     "set_nvme_primary": nvme_primary,
     "set_nvme_secondary": nvme_controllers,
     "set_firmware": card,
@@ -317,7 +325,8 @@ def of(snapshot, address):
     # One that nobody has touched is not in the snapshot.
     nets = {name: net for name, net in snapshot["nets"].items() if name.startswith(ours) and net != (False, 1500, False)}
     card = snapshot["firmware"].get(address.rpartition(".")[0])
-    return functions, attributes, devlink, nets, card, snapshot["nvme"].get(address)
+    vectors = {name: snapshot["msix"].get(name) for name in functions}
+    return functions, attributes, devlink, nets, card, snapshot["nvme"].get(address), vectors
 
 
 #: Port -> its network device; those of its VFs have names that begin alike.
