@@ -589,7 +589,10 @@ def _follow(host: Host, args: Args) -> None:
 
 
 def _undo_follow(host: Host, args: Args) -> None:
-    _move(host, args, {new: old for old, new in args["moves"].items()})
+    """Only where they did: of two that changed places, going back looks like going."""
+    now = store.load(host.files, args["resource"])["devices"]
+    if all(now.get(address) == entry for address, entry in args["moved"].items()):
+        _move(host, args, {new: old for old, new in args["moves"].items()})
 
 
 def _move(host: Host, args: Args, moves: Mapping[str, str]) -> None:

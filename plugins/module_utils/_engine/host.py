@@ -41,7 +41,6 @@ class Files(Protocol):
     def attrs_within(self, paths: Sequence[str], limit: float) -> dict[str, str | None]: ...
     def data(self, path: str, offset: int, size: int) -> bytes: ...
     def text(self, path: str) -> str | None: ...
-    def data(self, path: str) -> bytes | None: ...
     def names(self, path: str) -> list[str]: ...
     def exists(self, path: str) -> bool: ...
     def link(self, path: str) -> str | None: ...
@@ -108,10 +107,6 @@ class FileSystem:
             raise EngineError(f"{path}: is not UTF-8 text ({error.reason})") from None
         except OSError as error:
             raise EngineError(f"{path}: cannot be read: {explain(error)}") from None
-
-    def data(self, path: str) -> bytes | None:
-        """A file of sysfs that is no text, as its bytes; None when it cannot be read."""
-        return _bytes(self._real(path))
 
     def names(self, path: str) -> list[str]:
         """The entries of a directory, sorted; none when it is not there."""
@@ -237,17 +232,12 @@ def _wait_for_lock(handle: int, path: str, limit: float) -> None:
 
 
 def _attribute(real: str) -> str | None:
-    data = _bytes(real)
-    return None if data is None else data.decode("utf-8", "replace").strip()
-
-
-def _bytes(real: str) -> bytes | None:
     try:
         handle = os.open(real, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return os.read(handle, ATTRIBUTE_LIMIT)
+        return os.read(handle, ATTRIBUTE_LIMIT).decode("utf-8", "replace").strip()
     except OSError:
         return None
     finally:

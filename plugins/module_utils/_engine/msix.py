@@ -16,11 +16,13 @@ MOST = 2048
 #: Offsets in configuration space, and the number of the capability (linux/pci_regs.h).
 _STATUS, _CAPABILITIES, _MSIX = 0x06, 0x34, 0x11
 _HAS_CAPABILITIES = 0x10
+#: Bytes of the configuration space of conventional PCI, which holds all these capabilities.
+_SIZE = 256
 
 
 def table_size(files: Files, address: str) -> int | None:
     """The number of MSI-X vectors of a function; None where it has no such capability, or it cannot be read."""
-    config = files.data(f"{sysfs.device(address)}/config") or b""
+    config = files.data(f"{sysfs.device(address)}/config", 0, _SIZE)
     if len(config) <= _CAPABILITIES or not config[_STATUS] & _HAS_CAPABILITIES:
         return None
     seen: set[int] = set()

@@ -195,7 +195,7 @@ def _follow(state: State, resource: str, moves: Mapping[str, str]) -> Action:
         kind="follow",
         unit=HOST,
         text=f"let the records in {store.path_of(resource)} follow their devices: {', '.join(names)}",
-        args={"resource": resource, "moves": dict(moves)},
+        args={"resource": resource, "moves": dict(moves), "moved": {new: entries[new] for new in moves.values()}},
         before={f"{resource} declared at": sorted(moves)},
         after={f"{resource} declared at": sorted(moves.values())},
     )

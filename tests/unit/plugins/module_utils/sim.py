@@ -608,8 +608,6 @@ class SimKernel:
             if f.physfn:
                 attributes["sriov_vf_msix_count"] = ""
             nodes.update({f"{path}/{name}": text + "\n" for name, text in attributes.items()})
-            if f.physfn and f.msix:
-                nodes[f"{path}/config"] = sim_msix.config(f.msix)
             nodes[f"{path}/subsystem"] = Link("/sys/bus/pci")
             if f.driver:
                 nodes[f"{path}/driver"] = Link(f"{DRIVERS}/{f.driver}")
@@ -766,7 +764,8 @@ class SimKernel:
         function = self.functions.get(folder.rpartition("/")[2])
         if function is None or name != "config":
             return b""
-        return config_space(function.dsn)[offset : offset + size]
+        space = sim_msix.config(function.msix) if function.physfn and function.msix else config_space(function.dsn)
+        return space[offset : offset + size]
 
     def text(self, path: str) -> str | None:
         real = self._real(path)
@@ -774,10 +773,6 @@ class SimKernel:
             raise EngineError(f"{path}: cannot be read: EIO (Input/output error)")
         node = self._nodes().get(real)
         return node if isinstance(node, str) else None
-
-    def data(self, path: str) -> bytes | None:
-        node = self._nodes().get(self._real(path))
-        return node.encode("latin-1") if isinstance(node, str) else None
 
     def names(self, path: str) -> list[str]:
         self._nodes()

@@ -43,11 +43,11 @@ def set_count(sim: SimKernel, vf: Pci, data: str) -> int:
     return 0
 
 
-def config(count: int) -> str:
+def config(count: int) -> bytes:
     """Configuration space with capabilities of power management and, behind it, MSI-X (linux/pci_regs.h)."""
     space = bytearray(256)
     space[0x06], space[0x34] = 0x10, 0x40
     space[0x40], space[0x41] = 0x01, 0x70
     space[0x70] = 0x11
     space[0x72:0x74] = (0x8000 | (count - 1)).to_bytes(2, "little")
-    return space.decode("latin-1")
+    return bytes(space)
