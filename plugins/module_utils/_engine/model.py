@@ -59,6 +59,8 @@ class Netdev:
     promisc: bool = False
     #: VF index -> its attributes as they are, by the names that they have in a wish.
     vfs: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    #: Does its driver tell of VFs at all? Then a VF that is not in `vfs` found no room in the answer (link.SHOWN).
+    tells_vfs: bool = False
 
 
 @dataclass(frozen=True)

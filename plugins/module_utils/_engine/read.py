@@ -405,11 +405,11 @@ def _nvme_functions(files: Files, device: str) -> list[str]:
 
 
 def _read_netdevs(host: Host) -> dict[str, Netdev]:
-    try:
-        code, out, err = host.run(["ip", "-j", "-d", "addr", "show"])
-        links = json.loads(out) if code == 0 else None
-    except ValueError:
-        links = None
+    links, err = _links(host, ["ip", "-j", "-d", "addr", "show"])
+    if links is None and "Message too long" in err:
+        # More VFs than one message of the kernel holds (EMSGSIZE, rtnl_fill_vf in net/core/rtnetlink.c): all but those.
+        links, _err = _links(host, ["ip", "-j", "-d", "addr", "show", "novf"])
+        links = links and [{**link, "vfinfo_list": []} for link in links]
     if links is None:
         raise EngineError(
             f"ip -j -d addr show: failed: {err.strip() or 'its output is not JSON'}. Without it nobody knows which "
@@ -417,6 +417,14 @@ def _read_netdevs(host: Host) -> dict[str, Netdev]:
         )
     routed = _default_route_netdevs(host.files)
     return {said["ifname"]: _read_netdev(host.files, said, routed) for said in links if said.get("ifname")}
+
+
+def _links(host: Host, argv: list[str]) -> tuple[list[dict[str, Any]] | None, str]:
+    code, out, err = host.run(argv)
+    try:
+        return (json.loads(out) if code == 0 else None), err
+    except ValueError:
+        return None, err
 
 
 def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Netdev:
@@ -446,6 +454,7 @@ def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Net
         max_mtu=said.get("max_mtu", 0),
         promisc="PROMISC" in flags,
         vfs=link.vfs(said),
+        tells_vfs="vfinfo_list" in said,
     )
 
 

@@ -135,7 +135,7 @@ def _as_set(port: Port, index: int) -> dict[str, Any]:
 
 def check(port: Port) -> list[Refusal]:
     """What is wrong with the wished attributes of this port."""
-    found = list(_check_up(port))
+    found = [*_check_up(port), *_check_unseen(port)]
     for index, values in wished(port).items():
         found += _check_values(port, index, values) or [
             *_check_port(port, index, values),
@@ -199,8 +199,30 @@ def _check_port(port: Port, index: int, values: Mapping[str, Any]) -> Iterator[R
         reason = f"VF {index}: {keys[0]} is wished, but the PF has no network device (of this network namespace)"
         yield port.wrong(f"{reason}, and only that sets attributes of VFs.", "Take the attributes out of the wish.")
     elif not port.born and index not in netdev.vfs:
-        reason = f"VF {index}: {keys[0]} is wished, but the kernel does not show the attributes of this VF."
-        yield port.wrong(reason, f"Look at 'ip -d link show dev {netdev.name}'.")
+        why = f": its answer has room for {_room(netdev)} VFs" if netdev.tells_vfs else ""
+        reason = f"VF {index}: {keys[0]} is wished, but the kernel does not show the attributes of this VF{why}."
+        yield port.wrong(reason, f"Take the attributes out of the wish; look at 'ip -d link show dev {netdev.name}'.")
+    elif port.born and port.count > _room(netdev):
+        reason = f"VF {index}: {keys[0]} is wished, but of {port.count} VFs the kernel cannot show the attributes: its answer has room for {_room(netdev)}."
+        yield port.wrong(reason, "Lower vf_count, or take the attributes out of the wish: what cannot be read back is not set.")
+
+
+def _room(netdev: Netdev) -> int:
+    return link.SHOWN.get(netdev.link_type, link.SHOWN["ether"])
+
+
+def _check_unseen(port: Port) -> Iterator[Refusal]:
+    """VFs that a change of the count makes anew, with what nobody can see set on them."""
+    netdev = netdev_of(port)
+    if not (port.born and port.count and netdev and netdev.tells_vfs):
+        return
+    unseen = [index for index in port.sriov.vfs if index not in netdev.vfs and index < port.count]
+    if unseen:
+        reason = (
+            f"its VFs would be made anew, and what is set on {_vfs(unseen)} cannot be carried over: the kernel does not show it "
+            f"(its answer has room for {_room(netdev)} VFs)."
+        )
+        yield port.wrong(reason, "Set vf_count: 0 first, which gives up what is set on them.")
 
 
 def _check_support(port: Port, index: int, values: Mapping[str, Any]) -> Iterator[Refusal]:

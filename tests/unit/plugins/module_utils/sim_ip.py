@@ -67,6 +67,12 @@ def removed(vf: Pci) -> None:
 
 
 def vfinfo(sim: SimKernel, pf: Pci) -> list[dict[str, Any]]:
+    """As many as the attribute's length says: it has 16 bits, and nla_nest_end cuts it (include/net/netlink.h)."""
+    size = (4 + 196 * len(pf.vfs)) % 65536
+    return _all(sim, pf)[: max(size - 4, 0) // 196]
+
+
+def _all(sim: SimKernel, pf: Pci) -> list[dict[str, Any]]:
     return [_vfinfo(index, sim.functions[address].attributes) for index, address in enumerate(pf.vfs)]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import drivers, link, replay
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     NVME,
     PF1,
@@ -488,3 +489,54 @@ def test_the_table_of_drivers_in_the_documentation_is_the_engines():
         cells = [shown[drivers.can_set(driver, key)] for key in keys]
         cells.append("yes" if driver in drivers.RATES_WITHOUT_LINK else "-")
         assert f"| {driver} | {' | '.join(cells)} |" in page
+
+
+# --- More VFs than an answer holds ---------------------------------------------------------------------------------------
+
+
+def crowded(count):
+    """A port with many VFs (synthetic: igb has 7), the last but one of them in a VLAN of an operator."""
+    sim = lab()
+    sim.functions[PF1].total_vfs = 1000
+    sim._tree = None
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", str(count))
+    ip(sim, f"vf {count - 2} vlan 77")
+    return sim
+
+
+def test_as_many_vfs_as_an_answer_holds_are_set():
+    sim = lab()
+    sim.functions[PF1].total_vfs = 1000
+    sim._tree = None
+    assert link.SHOWN["ether"] == 334
+    call(sim, sriov=[at(PF1, vf_count=334, vf_defaults={"vlan": 5})])
+    assert {vf["vlan"] for vf in attributes(sim)} == {5}
+    refused(sim, "of 335 VFs the kernel cannot show", "room for 334", sriov=[at(PF1, vf_count=335, vf_defaults={"vlan": 5})])
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_is_not_shown_is_not_taken_for_nothing(full):
+    sim = crowded(400)
+    sim.netlink_full = full
+    refused(sim, "VF 398", "does not show", "room for 334", sriov=[at(PF1, vfs=[{"range": "398", "vlan": 5}])])
+    refused(sim, "cannot be carried over", "VFs", "vf_count: 0", sriov=[at(PF1, vf_count=399)])
+    assert attributes(sim)[398]["vlan"] == 77
+    # What speaks of no attribute goes on.
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", "driver": "vfio-pci"}])])
+    converged(sim, sriov=[at(PF1, vf_count=0)])
+
+
+def test_a_vf_that_cannot_be_read_back_is_a_failure_and_set_as_it_was():
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    seen = []
+
+    def vfinfo(sim, pf, real=sim_ip._all):
+        seen.append(True)
+        return real(sim, pf)[: 2 if len(seen) < 2 else 1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sim_ip, "vfinfo", vfinfo)
+        result = call(sim, sriov=[at(PF1, vfs=[{"range": "1", "vlan": 5}])])
+    assert "VF 1: what was set cannot be read back" in result["failures"][PF1]
+    assert attributes(sim)[1]["vlan"] == 0
