@@ -125,7 +125,11 @@ def test_a_reboot_and_its_replay_bring_all_back(sim, wished):
     call(sim, **wished)
     sim.sleep(60)
     sim.reboot()
-    assert replay.run(sim.host(environment={}, sources=None), None)["failures"] == {}
+    result = replay.run(sim.host(environment={}, sources=None), None)
+    assert result["failures"] == {}
+    for port in sorted({action["device"] for action in result["actions"] if action["certainty"] == "after_link"}):
+        # Its unit, which waits for the link.
+        assert replay.run(sim.host(environment={}, sources=None), port, after_link=True)["failures"] == {}
     sim.sleep(60)
     units = [argv[-1] for argv in sim.commands if argv[:3] == ["systemctl", "start", "--no-block"]]
     for address in {unit[len("iovirt-link@") : -len(".service")] for unit in units if unit.startswith("iovirt-link@")}:
