@@ -127,8 +127,9 @@ def test_a_reboot_and_its_replay_bring_all_back(sim, wished):
     sim.reboot()
     result = replay.run(sim.host(environment={}, sources=None), None)
     assert result["failures"] == {}
-    for port in sorted({action["device"] for action in result["actions"] if action["certainty"] == "after_link"}):
-        # Its unit, which waits for the link.
+    late = {action["device"] for action in result["actions"] if action["certainty"] == "after_link"}
+    for port in sorted(address for address in late if sim.netdevs()[sim.functions[address].ifname][1].up):
+        # Its unit, which waits for the link. A port that nobody brings up after a boot gets none.
         assert replay.run(sim.host(environment={}, sources=None), port, after_link=True)["failures"] == {}
     sim.sleep(60)
     units = [argv[-1] for argv in sim.commands if argv[:3] == ["systemctl", "start", "--no-block"]]
