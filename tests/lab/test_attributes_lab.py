@@ -37,8 +37,8 @@ def wish(name: str) -> dict[str, Any]:
         "vf_defaults": {"trust": True, "spoof_check": False},
         "vfs": [
             {"range": "0", "driver": "vfio-pci", "mac": "auto", "vlan": 100, "qos": 3},
-            {"range": "1", "mac": "02:11:22:33:44:66", "vlan": 7, "max_tx_rate": 100, "mtu": 1400},
-            {"range": "2", "max_tx_rate": 200},
+            {"range": "1", "driver": "default", "mac": "02:11:22:33:44:66", "vlan": 7, "max_tx_rate": 100, "mtu": 1400},
+            {"range": "2", "driver": "default", "max_tx_rate": 200},
         ],
     }
 
