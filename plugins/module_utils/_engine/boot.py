@@ -248,10 +248,16 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     if host.sources is None:
         raise EngineError("internal: this door carries no engine to install.")
     folder = f"{HOME}/engine/{args['version']}"
-    for name, text in engine_files(host.sources()).items():
+    # A file that is there already keeps its time of change: Python takes bytecode of another time for outdated.
+    missing = {
+        name: text
+        for name, text in engine_files(host.sources()).items()
+        if _is_other(host.files, f"{folder}/{name}", text)
+    }
+    for name, text in missing.items():
         host.files.replace(f"{folder}/{name}", text)
     # Bytecode beside it, so that neither the replay nor the next run compiles (docs/dev/benchmarks.md). All works without.
-    if not host.files.exists(f"{folder}/{PACKAGE}/__pycache__"):
+    if missing or not host.files.exists(f"{folder}/{PACKAGE}/__pycache__"):
         host.run([host.python, "-I", "-m", "compileall", "-q", folder])
     for path, (text, mode) in wanted_files(host.python, args["declared"], args["ours"]).items():
         _write(host.files, path, text, mode)
@@ -259,6 +265,14 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     host.files.symlink(f"../{UNIT}", WANTED)
     _reload(host)
     _remove_engines(host, keep=args["version"])
+
+
+def _is_other(files: Files, path: str, text: str) -> bool:
+    try:
+        return files.text(path) != text
+    except EngineError:
+        # Not even text: it is written anew.
+        return True
 
 
 def _write(files: Files, path: str, text: str, mode: int) -> None:
