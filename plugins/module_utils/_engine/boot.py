@@ -259,11 +259,15 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     # Bytecode beside it, so that neither the replay nor the next run compiles (docs/dev/benchmarks.md). All works without.
     if missing or not host.files.exists(f"{folder}/{PACKAGE}/__pycache__"):
         host.run([host.python, "-I", "-m", "compileall", "-q", folder])
-    for path, (text, mode) in wanted_files(host.python, args["declared"], args["ours"]).items():
-        _write(host.files, path, text, mode)
+    wanted = wanted_files(host.python, args["declared"], args["ours"])
+    others = [path for path, (text, _mode) in wanted.items() if _is_other(host.files, path, text)]
+    for path in others:
+        _write(host.files, path, *wanted[path])
+    enabled = host.files.link(WANTED) is not None
     host.files.symlink(args["version"], CURRENT)
     host.files.symlink(f"../{UNIT}", WANTED)
-    _reload(host)
+    # One more declared port is one more rule of udev: systemd, which takes long to read all its files, has nothing new.
+    _reload(host, units=not enabled or any(path.startswith(UNITS) for path in others))
     _remove_engines(host, keep=args["version"])
 
 
@@ -324,9 +328,10 @@ def _remove_tree(files: Files, path: str) -> None:
     files.remove(path)
 
 
-def _reload(host: Host) -> None:
+def _reload(host: Host, units: bool = True) -> None:
     """Both daemons read their files again. A host without them (a container) has nothing to replay at boot."""
-    for argv in (["systemctl", "daemon-reload"], ["udevadm", "control", "--reload"]):
+    commands = [["udevadm", "control", "--reload"]]
+    for argv in [["systemctl", "daemon-reload"], *commands] if units else commands:
         if not host.files.exists("/run/systemd/system"):
             return
         code, _out, err = host.run(argv)
