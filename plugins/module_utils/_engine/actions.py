@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Callable
 
 from . import (
@@ -31,6 +30,7 @@ from . import (
 )
 from .errors import EngineError, explain
 from .host import Host
+from .plain import dataclass
 from .read import DEVICES, DRIVERS
 
 #: Seconds. A count of 125 VFs was seen to take more than 60 s (docs/kernel-facts.md).

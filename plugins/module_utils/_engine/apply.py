@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from .actions import TABLE
 from .errors import EngineError, Stuck, explain
 from .host import Host
 from .model import HOST, Action, Outcome, Plan
+from .plain import dataclass
 
 #: A run that has begun ends by itself, whether or not the connection that started it lives.
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)

@@ -248,17 +248,35 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     if host.sources is None:
         raise EngineError("internal: this door carries no engine to install.")
     folder = f"{HOME}/engine/{args['version']}"
-    for name, text in engine_files(host.sources()).items():
+    # A file that is there already keeps its time of change: Python takes bytecode of another time for outdated.
+    missing = {
+        name: text
+        for name, text in engine_files(host.sources()).items()
+        if _is_other(host.files, f"{folder}/{name}", text)
+    }
+    for name, text in missing.items():
         host.files.replace(f"{folder}/{name}", text)
     # Bytecode beside it, so that neither the replay nor the next run compiles (docs/dev/benchmarks.md). All works without.
-    if not host.files.exists(f"{folder}/{PACKAGE}/__pycache__"):
+    if missing or not host.files.exists(f"{folder}/{PACKAGE}/__pycache__"):
         host.run([host.python, "-I", "-m", "compileall", "-q", folder])
-    for path, (text, mode) in wanted_files(host.python, args["declared"], args["ours"]).items():
-        _write(host.files, path, text, mode)
+    wanted = wanted_files(host.python, args["declared"], args["ours"])
+    others = [path for path, (text, _mode) in wanted.items() if _is_other(host.files, path, text)]
+    for path in others:
+        _write(host.files, path, *wanted[path])
+    enabled = host.files.link(WANTED) is not None
     host.files.symlink(args["version"], CURRENT)
     host.files.symlink(f"../{UNIT}", WANTED)
-    _reload(host)
+    # One more declared port is one more rule of udev: systemd, which takes long to read all its files, has nothing new.
+    _reload(host, units=not enabled or any(path.startswith(UNITS) for path in others))
     _remove_engines(host, keep=args["version"])
+
+
+def _is_other(files: Files, path: str, text: str) -> bool:
+    try:
+        return files.text(path) != text
+    except EngineError:
+        # Not even text: it is written anew.
+        return True
 
 
 def _write(files: Files, path: str, text: str, mode: int) -> None:
@@ -310,9 +328,10 @@ def _remove_tree(files: Files, path: str) -> None:
     files.remove(path)
 
 
-def _reload(host: Host) -> None:
+def _reload(host: Host, units: bool = True) -> None:
     """Both daemons read their files again. A host without them (a container) has nothing to replay at boot."""
-    for argv in (["systemctl", "daemon-reload"], ["udevadm", "control", "--reload"]):
+    commands = [["udevadm", "control", "--reload"]]
+    for argv in [["systemctl", "daemon-reload"], *commands] if units else commands:
         if not host.files.exists("/run/systemd/system"):
             return
         code, _out, err = host.run(argv)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from .plain import dataclass
 
 #: PF drivers without the sriov_configure callback: writing a count answers ENOENT (drivers/pci/iov.c,
 #: sriov_numvfs_store). From the struct pci_driver of each, Linux 6.12.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import after_link, boot, initramfs, match, read, report, store
@@ -16,6 +16,7 @@ from .drivers import is_vfio
 from .errors import EngineError
 from .host import Host
 from .model import HOST, Action, Outcome, Plan, Refusal, State
+from .plain import dataclass
 from .read import Needs
 from .resources import common, sriov, vfio
 from .resources.common import Options

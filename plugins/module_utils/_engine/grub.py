@@ -14,12 +14,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from . import cmdline
 from .errors import EngineError, explain
 from .host import Files, Host
+from .plain import dataclass
 
 DROP_IN = "/etc/default/grub.d/zz-iovirt.cfg"
 CONFIG = "/boot/grub/grub.cfg"

@@ -18,10 +18,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Callable, Protocol
 
 from .errors import EngineError, Stuck, explain
+from .plain import dataclass
 
 
 class Run(Protocol):

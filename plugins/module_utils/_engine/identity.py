@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from . import drivers, sysfs
 from .model import Function, Lost, State
+from .plain import dataclass
 
 #: What names a card and no other one of its kind.
 STRONG = ("serial", "mac", "dsn")

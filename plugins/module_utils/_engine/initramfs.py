@@ -16,13 +16,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Callable
 
 from . import drivers
 from .errors import EngineError, explain
 from .host import Files, Host
 from .model import HOST, Action
+from .plain import dataclass
 
 #: That an initramfs holds our script, or may: written before the first one is made, removed after the last is clean.
 RECORD = "/var/lib/iovirt/early"

@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from . import sysfs
 from .errors import EngineError
 from .host import Host
+from .plain import dataclass
 
 #: Seconds for a port's link to come (back): autonegotiation, and a driver that restarts its port for new VFs.
 LINK_LIMIT = 30.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from . import aliases, boot, identity, initramfs, link, store, sysfs
@@ -17,6 +17,7 @@ from .drivers import BEST, is_vfio
 from .errors import EngineError
 from .host import Files, Host
 from .model import Function, Group, Iommu, Netdev, Sriov, State
+from .plain import dataclass
 
 DEVICES = f"/sys/bus/{sysfs.PCI}/devices"
 DRIVERS = "/sys/bus/pci/drivers"

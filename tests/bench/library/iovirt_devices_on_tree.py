@@ -24,13 +24,13 @@ def call(module, host, door):
     return engine.devices(host, wishes, _door.options(module.params, module.params["exclusive"]), door)
 
 
-def only_harmless(module, argv):
+def only_harmless(module, argv, data=""):
     """The tree is no host: nothing of the machine that it lies on may be touched."""
     if "compileall" in argv:
-        return _RUN(module, [*argv[:-1], _ROOT + argv[-1]])
+        return _RUN(module, [*argv[:-1], _ROOT + argv[-1]], data)
     if argv[0] != "ip":
         module.fail_json(msg=f"{argv} was to be run on this machine")
-    return _RUN(module, argv)
+    return _RUN(module, argv, data)
 
 
 def main() -> None:

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from .. import drivers, identity, match, store
 from ..model import AFTER_REBOOT, CERTAIN, HOST, Action, Function, Plan, Refusal, State
+from ..plain import dataclass
 
 #: Parts of an origin that are recorded key by key, as wishes come to name them.
 ORIGIN_BY_KEY = ("firmware", "nvme_primary", "pf")

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from .. import cmdline, grub
 from ..grub import Grub
 from ..host import Files
 from ..model import HOST, Action, Plan, Refusal
+from ..plain import dataclass
 
 NAME = "kernel_cmdline"
 

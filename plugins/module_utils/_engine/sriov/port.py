@@ -12,12 +12,13 @@ parts in their order.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any
 
 from .. import sysfs
 from ..model import Function, Refusal, Sriov, State
+from ..plain import dataclass
 from ..resources.common import Options
 
 
