@@ -81,6 +81,9 @@ def test_attributes_are_set_kept_and_come_back_with_the_driver(lab: Any, port: t
         limit=300,
     )
     assert_set(vfs_of(lab, name), [0, 100, 200])
+    drivers = [lab.shell(f"basename $(readlink /sys/bus/pci/devices/{address}/virtfn{index}/driver)") for index in range(3)]
+    assert drivers == ["vfio-pci", "igbvf", "igbvf"]
+    assert not lab.module("sriov", devices=[wish(name)])["changed"]
 
 
 def test_what_an_operator_set_survives_a_change_of_the_count(lab: Any, port: tuple[str, str]) -> None:
