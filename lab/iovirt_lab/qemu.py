@@ -143,7 +143,8 @@ def arguments(machine: Machine) -> list[str]:
     if machine.kernel is not None:
         result += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.append]
     if machine.disk:
-        boot = "" if machine.kernel or machine.firmware else ",bootindex=0"
+        # With UEFI the second in order: the firmware connects what it may boot from, and GRUB finds no other disk.
+        boot = "" if machine.kernel else f",bootindex={int(machine.firmware is not None)}"
         result += [
             "-drive", f"if=none,id=root,file={machine.disk},format={machine.disk_format},cache={machine.cache},discard=unmap",
             "-device", f"virtio-blk-pci,bus=pcie.0,drive=root,serial=labroot,addr=0x2{boot}",
