@@ -3,7 +3,7 @@
 # Thin: each target calls one script, which says what it does and why it stops.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint unit sanity format bench clean \
+.PHONY: help setup demo test test-all test-fast lint unit sanity format bench clean \
         lab-up lab-down lab-status lab-ssh lab-test
 
 help: ## this list
@@ -18,7 +18,11 @@ demo: ## from a bare checkout to VFs on vfio-pci, on a virtual host with a real 
 
 test: ## every check; the last line counts
 	@tools/setup test
-	@tools/check
+	@tools/check --except boot-all
+
+test-all: ## the same with every boot loader and 30 power cuts: hours in emulation
+	@tools/setup test
+	@tools/check --except boot
 
 test-fast: ## lint and units: seconds, no lab, no ansible-test
 	@tools/setup fast

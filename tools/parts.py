@@ -214,6 +214,10 @@ def machines() -> list[Part]:
     return [
         tool("lab", "a real kernel: molecule's lab scenario, then what it must withstand", ["tests/lab/run"],
              hindrance=no_path("molecule/lab") or no_path("lab/lab"), groups=("lab",), limit=2400),
+        tool("boot", "boot loaders and AMD-Vi with real reboots, a slice by the commit", ["tests/boot/run"],
+             hindrance=no_path("lab/lab"), groups=("boot",), limit=2400),
+        tool("boot-all", "every boot loader, and 30 power cuts", ["tests/boot/run", "all"],
+             hindrance=no_path("lab/lab"), groups=("boot-all",), limit=14400),
         tool("container", "molecule's container scenario", ["molecule", "test", "-s", "container"],
              hindrance=no_path("molecule/container") or no_engine(), groups=("container",), limit=900),
     ]

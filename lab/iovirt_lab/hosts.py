@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import accel, image, process, qmp, ssh
-from .common import LabError, is_locked, lock, run, say, stage, wait_for
+from . import accel, flavour, process, qmp, ssh
+from .common import LabError, is_locked, lock, say, stage, wait_for
 from .paths import build_lock, cache_dir, run_dir
 from .qemu import Machine, Qemu, memory_mib
 
@@ -40,6 +39,8 @@ class Host:
     igb_ports: int = 2
     port: int = 0
     started: float = 0.0
+    boot: str = flavour.DEFAULT
+    iommu: str = "vtd"
 
     def save(self) -> None:
         """Write it, whole or not at all."""
@@ -78,27 +79,43 @@ def host_lock(name: str) -> contextlib.AbstractContextManager[None]:
     return lock(run_dir() / f".{name}.lock", f"working on host {name}", 600)
 
 
-def up(name: str, memory: str, cpus: int, igb_ports: int, wait: bool, limit: float) -> None:
-    """Start a host, unless it runs."""
+@dataclass
+class Flavour:
+    """What sets a host apart from the usual one."""
+
+    boot: str = flavour.DEFAULT
+    iommu: str = "vtd"
+
+
+def up(
+    name: str, memory: str, cpus: int, igb_ports: int, wait: bool, limit: float, kind: Flavour | None = None
+) -> None:
+    """Start a host, unless it runs. One that was killed keeps its flavour; none may be named for it but its own."""
     folder_of(name)
     memory_mib(memory)
     if not 1 <= cpus <= MAX_CPUS:
         raise LabError(f"{cpus} is no number of CPUs for a host", f"1 to {MAX_CPUS}")
     if not 1 <= igb_ports <= MAX_IGB_PORTS:
         raise LabError(f"{igb_ports} is no number of igb ports for a host", f"1 to {MAX_IGB_PORTS}")
-    qemu = image.ensure()
+    if (folder_of(name) / "host.json").exists():
+        known = load(name)
+        if kind not in (None, Flavour(known.boot, known.iommu)):
+            raise LabError(f"host {name} is of another flavour ({known.boot}, {known.iommu})", f"lab/lab down {name}")
+        kind = Flavour(known.boot, known.iommu)
+    kind = kind or Flavour()
+    qemu = flavour.ensure(kind.boot)
     with host_lock(name):
         if process.find(name) is not None:
             say(f"host {name} is up already")
             host = load(name)
         else:
-            host = prepare(qemu, name, memory, cpus, igb_ports)
+            host = prepare(qemu, name, memory, cpus, igb_ports, kind)
             start(qemu, host)
     if wait:
         wait_until_up(host, limit)
 
 
-def prepare(qemu: Qemu, name: str, memory: str, cpus: int, igb_ports: int) -> Host:
+def prepare(qemu: Qemu, name: str, memory: str, cpus: int, igb_ports: int, kind: Flavour) -> Host:
     """The disks of a host. Those of a host that was killed are kept: its next start is like power coming back."""
     folder = folder_of(name)
     if (folder / "host.json").exists():
@@ -112,11 +129,11 @@ def prepare(qemu: Qemu, name: str, memory: str, cpus: int, igb_ports: int) -> Ho
         )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    host = Host(name, image.image_path().name, memory, cpus, igb_ports)
-    # A relative name: the whole folder may be moved.
-    base = os.path.relpath(image.image_path() / "disk.raw", folder)
-    argv = [*qemu.image_tool, "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", str(folder / "disk.qcow2")]
-    run(argv, what="making the disk", log=folder / "qemu-img.log", limit=30, env=qemu.environment())
+    host = Host(name, flavour.key_of(kind.boot), memory, cpus, igb_ports, boot=kind.boot, iommu=kind.iommu)
+    flavour.make_disks(qemu, cache_dir() / host.image, kind.boot, folder)
+    firmware = flavour.firmware_of(kind.boot)
+    if firmware:
+        shutil.copyfile(firmware.variables, folder / "efivars.fd")
     with (folder / "nvme.raw").open("wb") as handle:
         handle.truncate(NVME_MIB * 1024 * 1024)
     host.save()
@@ -134,13 +151,21 @@ def start(qemu: Qemu, host: Host) -> None:
         host.started = time.time()
         ssh.write_known_hosts(folder / "known_hosts", host.port, built / "host_key.pub")
         host.save()
-        machine = Machine(host.name, chosen, host.memory, host.cpus, host.port, host.igb_ports)
-        status = launch(qemu, machine, folder)
+        status = launch(qemu, machine_of(host, chosen), folder)
         if status is None:
             return
         if "host forwarding rule" not in accel.read(folder / "qemu.log"):
             break
     raise LabError(f"QEMU ended with status {status}", log=folder / "qemu.log")
+
+
+def machine_of(host: Host, chosen: str) -> Machine:
+    """The host as QEMU has to know it."""
+    machine = Machine(host.name, chosen, host.memory, host.cpus, host.port, host.igb_ports, iommu=host.iommu)
+    machine.firmware = flavour.firmware_of(host.boot)
+    machine.esps = {} if host.boot == flavour.DEFAULT else {host.boot: ("esp.qcow2", "qcow2")}
+    machine.files = flavour.extra_files(host.boot)
+    return machine
 
 
 def launch(qemu: Qemu, machine: Machine, folder: Path) -> int | None:

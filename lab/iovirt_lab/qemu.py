@@ -96,6 +96,22 @@ def mac(name: str, number: int) -> str:
 
 
 @dataclass
+class Firmware:
+    """UEFI instead of BIOS: its code, and the variables that each host gets a copy of."""
+
+    code: Path
+    variables: Path
+
+
+#: Kind of IOMMU -> QEMU's device. Interrupt remapping needs the split irqchip; caching-mode is what vfio in a nested
+#: guest needs. AMD-Vi translates DMA only with dma-remap, which came with QEMU 11.
+IOMMUS = {
+    "vtd": "intel-iommu,intremap=on,caching-mode=on",
+    "amdvi": "amd-iommu,intremap=on,xtsup=on,dma-remap=on",
+}
+
+
+@dataclass
 class Machine:
     """One lab host as QEMU has to know it; file names are relative to its run folder."""
 
@@ -112,6 +128,13 @@ class Machine:
     initrd: Path | None = None
     append: str = ""
     devices: bool = True
+    iommu: str = "vtd"
+    #: Flavour -> disk with its EFI system partition and its format: one for a host, all for the build.
+    esps: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: Path in the host -> content, written at its boot where it is not there.
+    files: dict[str, str] = field(default_factory=dict)
+    firmware: Firmware | None = None
+    cache: str = "unsafe"
 
 
 def arguments(machine: Machine) -> list[str]:
@@ -120,10 +143,22 @@ def arguments(machine: Machine) -> list[str]:
     if machine.kernel is not None:
         result += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd), "-append", machine.append]
     if machine.disk:
-        boot = "" if machine.kernel else ",bootindex=0"
+        # With UEFI the second in order: the firmware connects what it may boot from, and GRUB finds no other disk.
+        boot = "" if machine.kernel else f",bootindex={int(machine.firmware is not None)}"
         result += [
-            "-drive", f"if=none,id=root,file={machine.disk},format={machine.disk_format},cache=unsafe,discard=unmap",
+            "-drive", f"if=none,id=root,file={machine.disk},format={machine.disk_format},cache={machine.cache},discard=unmap",
             "-device", f"virtio-blk-pci,bus=pcie.0,drive=root,serial=labroot,addr=0x2{boot}",
+        ]  # fmt: skip
+    for number, (boot, (path, kind)) in enumerate(machine.esps.items()):
+        order = ",bootindex=0" if machine.firmware else ""
+        result += [
+            "-drive", f"if=none,id=esp{number},file={path},format={kind},cache={machine.cache},discard=unmap",
+            "-device", f"virtio-blk-pci,bus=pcie.0,drive=esp{number},serial=esp-{boot},addr={5 + number:#x}{order}",
+        ]  # fmt: skip
+    if machine.firmware:
+        result += [
+            "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={machine.firmware.code}",
+            "-drive", "if=pflash,unit=1,format=raw,file=efivars.fd",
         ]  # fmt: skip
     if machine.port:
         result += [
@@ -141,7 +176,6 @@ def base_arguments(machine: Machine) -> list[str]:
     return [
         "-name", f"guest={marker(machine.name)}",
         "-nodefaults", "-no-user-config", "-display", "none",
-        # Interrupt remapping needs the split irqchip; caching-mode is what vfio in a nested guest needs.
         "-machine", "q35,kernel-irqchip=split", "-accel", machine.accel,
         # Walking five levels of page tables costs a sixth of the boot in emulation, and nothing here is that large.
         "-cpu", "max,la57=off",
@@ -150,7 +184,7 @@ def base_arguments(machine: Machine) -> list[str]:
         "-smp", str(machine.cpus), "-m", f"{memory_mib(machine.memory)}M", "-uuid", str(host_id),
         "-smbios", f"type=1,manufacturer=iovirt,product=lab,serial={machine.name},uuid={host_id}",
         "-smbios", "type=11," + ",".join(f"value={value}" for value in credentials(machine)),
-        "-device", "intel-iommu,intremap=on,caching-mode=on",
+        "-device", IOMMUS[machine.iommu],
         "-device", "VGA,bus=pcie.0,addr=0x1",
         "-device", "virtio-rng-pci,bus=pcie.0,addr=0x4",
         "-chardev", "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log,logappend=on",
@@ -162,7 +196,9 @@ def base_arguments(machine: Machine) -> list[str]:
 
 def credentials(machine: Machine) -> list[str]:
     """What systemd in the host reads: its name, for the first boot and, as /etc/hostname, for the later ones."""
-    tmpfiles = base64.b64encode(f"f /etc/hostname 0644 root root - {machine.name}\\n\n".encode()).decode()
+    files = {"/etc/hostname": f"{machine.name}\n", **machine.files}
+    lines = [f"f {path} 0644 root root - {text}".replace("\n", "\\n") for path, text in files.items()]
+    tmpfiles = base64.b64encode(("\n".join(lines) + "\n").encode()).decode()
     return [
         f"io.systemd.credential:system.hostname={machine.name}",
         f"io.systemd.credential.binary:tmpfiles.extra={tmpfiles}",
@@ -197,6 +233,11 @@ def memory_mib(text: str) -> int:
     return size
 
 
+def nvme_serial(machine: Machine) -> str:
+    """NVMe has 20 characters for it."""
+    return f"LAB{machine.name}"[:20]
+
+
 def sriov_devices(machine: Machine) -> list[str]:
     """Two igb ports on one hub on node 0, on node 1 an NVMe controller with VFs, and the edu device. More ports than two
     are on node 0 too, in the slots after the controller's."""
@@ -212,7 +253,7 @@ def sriov_devices(machine: Machine) -> list[str]:
     result += [
         "-device", "nvme-subsys,id=subsys0",
         # Flexible queues and interrupts are what `nvme virt-mgmt` hands to a VF before it can be set online.
-        "-device", f"nvme,id=nvme0,bus=port{NVME_SLOT},serial=LAB{machine.name},subsys=subsys0,sriov_max_vfs=4,"
+        "-device", f"nvme,id=nvme0,bus=port{NVME_SLOT},serial={nvme_serial(machine)},subsys=subsys0,sriov_max_vfs=4,"
         "sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=10,msix_qsize=9",
         "-drive", f"if=none,id=nvmedisk,file={machine.nvme_disk},format=raw,cache=unsafe,discard=unmap",
         "-device", "nvme-ns,drive=nvmedisk,bus=nvme0,nsid=1",

@@ -47,6 +47,22 @@ options:
       - Unset, the mode stays as it is. It has no meaning unless O(state) is V(enabled).
     type: str
     choices: [translated, passthrough]
+  strict:
+    description:
+      - Whether a mapping that ends is flushed from the IOMMU at once. V(false) flushes later and in batches, which costs
+        less and leaves a device a moment of access. It has no effect in O(mode) V(passthrough).
+      - Unset, it stays as it is.
+    type: bool
+  scalable_mode:
+    description:
+      - VT-d only. Whether the IOMMU works in scalable mode. Refused where a unit does not offer it.
+      - Unset, it stays as it is.
+    type: bool
+  interrupt_remapping:
+    description:
+      - Whether interrupts of devices are remapped. Without it no device can be given to a guest.
+      - Unset, it stays as it is.
+    type: bool
   prove:
     description:
       - >-
@@ -55,13 +71,25 @@ options:
       - It has no meaning with O(state) V(absent).
     type: bool
     default: false
+  allow:
+    description:
+      - Dangers that are accepted, each by its own name; O(iovirt.host.devices#module:allow) explains them all. Two can
+        stand here.
+      - V(sealed_disk) - the key of an open encrypted volume is sealed in the TPM to what another command line changes.
+      - V(group) - a parameter makes devices look isolated from each other that are not (C(pcie_acs_override),
+        C(vfio_iommu_type1.allow_unsafe_interrupts)).
+    type: list
+    elements: str
+    choices: [management, link_flap, in_use, boot_disk, console, group, foreign, sealed_disk]
+    default: []
 notes:
-  - The boot loader has to be GRUB with drop-ins in C(/etc/default/grub.d), as on Debian and Ubuntu. On any other
-    the module fails and changes nothing.
-  - The parameters are C(intel_iommu), C(amd_iommu), C(iommu) and C(iommu.passthrough) of the kernel's
+  - The boot loaders are those of M(iovirt.host.kernel_cmdline).
+  - The parameters are C(intel_iommu), C(amd_iommu), C(iommu), C(iommu.passthrough), C(iommu.strict) and C(intremap) of
+    the kernel's
     C(Documentation/admin-guide/kernel-parameters.txt); the mode is read from C(type) in
     C(Documentation/ABI/testing/sysfs-kernel-iommu_groups).
 seealso:
+  - module: iovirt.host.iommu_info
   - module: iovirt.host.kernel_cmdline
   - module: iovirt.host.host_info
 """
@@ -182,10 +210,22 @@ iommu:
       description:
         - How most groups are translated, V(translated) or V(passthrough). V(null) while the IOMMU is off.
       type: str
+    strict:
+      description:
+        - Whether the IOMMU is flushed at once when a mapping ends. V(null) unless RV(iommu.mode) is V(translated).
+      type: bool
+    scalable_mode_offered:
+      description:
+        - Whether VT-d's units offer scalable mode. V(null) where none is driven.
+      type: bool
     interrupt_remapping:
       description:
         - Whether interrupts are remapped.
       type: bool
+    problem:
+      description:
+        - Why no device can be given to a guest, in a sentence. V(null) while the IOMMU is on.
+      type: str
     groups:
       description:
         - The IOMMU groups by number, with C(type) (the domain type) and C(devices) (PCI addresses).
@@ -194,11 +234,13 @@ iommu:
 
 from ansible_collections.iovirt.host.plugins.module_utils import _door
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine
+from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.iommu import IommuWish
 
 
 def call(module, host, door):
     params = module.params
-    return engine.host_iommu(host, params["state"], params["mode"], params["prove"], door)
+    wish = IommuWish(**{name: params[name] for name in IommuWish.__dataclass_fields__})
+    return engine.host_iommu(host, wish, door, params["prove"], params["allow"])
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ description:
     whether that boot is needed.
   - Parameters are compared by key, the way the kernel reads them, with V(-) and V(_) in a key taken for the same.
     What is there already, whoever put it there, is not put there again.
-  - What is ours stands in one drop-in, C(/etc/default/grub.d/zz-iovirt.cfg), and nothing else is edited.
-    C(grub-mkconfig) writes beside C(grub.cfg); only a result in which every entry names a kernel that is there and
-    says what is wished takes its place.
+  - The boot loader is found by looking at the host; where there are two, the one that booted it is used. Every entry
+    that can be booted is changed, and what later kernels get their command line from; rescue entries stay as they are.
+  - Where the boot loader has drop-ins, what is ours stands in one (C(/etc/default/grub.d/zz-iovirt.cfg)). Elsewhere
+    its files are edited, and C(/etc/iovirt/kernel_cmdline.json) keeps what they were until nothing is wished any more.
+  - A configuration takes the place of the one that boots only when it is whole and says what is wished.
   - The host is never rebooted by this module.
 author:
   - The iovirt.host authors (@iovirt)
@@ -40,9 +42,10 @@ options:
       - >-
         Of V(intel_iommu), V(amd_iommu) and V(iommu), whose values are sets, the members that are not spoken of
         stay: a command line with C(intel_iommu=on,sm_on) satisfies V(intel_iommu=on).
-      - V(console), V(earlycon), V(hugepages), V(hugepagesz) and V(module_blacklist) may stand several times; each
-        is looked at by itself.
-      - Blanks, quotes, backslashes, dollar signs and line breaks are refused.
+      - V(console), V(earlycon) and V(module_blacklist) may stand several times; each is looked at by itself.
+      - V(hugepages) belongs to the V(hugepagesz) before it, in this list as on the command line; other sizes stay.
+      - Blanks, quotes, backslashes, dollar signs and line breaks are refused, and so is a value where the kernel takes
+        none.
     type: list
     elements: str
   absent:
@@ -50,16 +53,35 @@ options:
       - Parameters that shall not be there. V(key) means whatever its value is, V(key=value) that value alone.
     type: list
     elements: str
+  exact:
+    description:
+      - For each key named here exactly these parameters, in this order, and no others with that key.
+    type: list
+    elements: str
   release:
     description:
       - Keys that the collection shall no longer speak of. They are what they were without it.
     type: list
     elements: str
+  allow:
+    description:
+      - Dangers that are accepted, each by its own name; O(iovirt.host.devices#module:allow) explains them all. Two can
+        stand here.
+      - V(sealed_disk) - the key of an open encrypted volume is sealed in the TPM to what another command line changes.
+      - V(group) - a parameter makes devices look isolated from each other that are not (C(pcie_acs_override),
+        C(vfio_iommu_type1.allow_unsafe_interrupts)).
+    type: list
+    elements: str
+    choices: [management, link_flap, in_use, boot_disk, console, group, foreign, sealed_disk]
+    default: []
 notes:
-  - The boot loader has to be GRUB with drop-ins in C(/etc/default/grub.d), as on Debian and Ubuntu. On any other
-    the module fails and changes nothing.
+  - >-
+    Boot loaders: GRUB (Debian, Ubuntu, SUSE, Arch), GRUB with Boot Loader Specification entries and grubby (Fedora,
+    RHEL), systemd-boot, unified kernel images, proxmox-boot-tool, rpm-ostree, and bootc while an image is built. On any
+    other the module fails, says what it looked for, and changes nothing.
   - Keys and their values are documented in the kernel's C(Documentation/admin-guide/kernel-parameters.txt).
 seealso:
+  - module: iovirt.host.kernel_cmdline_info
   - module: iovirt.host.iommu
 """
 
@@ -72,6 +94,11 @@ EXAMPLES = r"""
     absent:
       - audit
   register: cmdline
+
+- name: This console and no other
+  iovirt.host.kernel_cmdline:
+    exact:
+      - console=ttyS0,115200
 
 - name: Leave huge pages to others again
   iovirt.host.kernel_cmdline:
@@ -171,6 +198,18 @@ kernel_cmdline:
       description:
         - For each boot entry, by its title, the parameters that it gives to its kernel.
       type: dict
+    later_kernels:
+      description:
+        - The parameters that a kernel yet to be installed will get. V(null) where its entry is made from the same source
+          as the others.
+      type: list
+      elements: str
+    differing:
+      description:
+        - The parameters in which the next boot differs from the running one, by C(key), with C(running) and
+          C(next_boot). What boot loaders add by themselves does not count.
+      type: list
+      elements: dict
     loader:
       description:
         - The boot loader.
@@ -189,7 +228,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.resources impo
 
 
 def call(module, host, door):
-    return engine.host_cmdline(host, kernel_cmdline.wish_of(module.params), door)
+    return engine.host_cmdline(host, kernel_cmdline.wish_of(module.params), door, module.params["allow"])
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ class Lab:
         """One module, run by Ansible; its result, whether it succeeded or not."""
         tree = self.folder / "tree"
         command = [str(ROOT / "tools" / "in"), "ansible", NAME, "-i", str(self.inventory), "--tree", str(tree)]
-        command += ["-m", f"iovirt.host.{name}", "-a", json.dumps(arguments)] + (["--check"] if check else [])
+        command += ["-m", f"iovirt.host.{name}", *(["-a", json.dumps(arguments)] if arguments else [])] + (["--check"] if check else [])
         (tree / NAME).unlink(missing_ok=True)
         done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=self.folder)
         assert (tree / NAME).exists(), done.stdout + done.stderr

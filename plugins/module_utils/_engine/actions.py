@@ -18,7 +18,6 @@ from . import (
     cmdline,
     devlink,
     drivers,
-    grub,
     initramfs,
     link,
     msix,
@@ -30,6 +29,7 @@ from . import (
 )
 from .errors import EngineError, explain
 from .host import Host
+from .loaders import bls, edited, grub, ostree, proxmox, uki
 from .plain import dataclass
 from .read import DEVICES, DRIVERS
 
@@ -665,6 +665,15 @@ TABLE: Mapping[str, Step] = {
     "write_file": Step(_write_file, _undo_write_file),
     "grub_mkconfig": Step(grub.make_config, grub.undo_config),
     "refresh_initramfs": Step(initramfs.refresh, initramfs.undo),
+    "boot_record": Step(edited.put_record, edited.undo_record),
+    "write_boot_file": Step(edited.write, edited.undo_write),
+    "grubby_check": Step(bls.check, bls.undo_check),
+    "build_uki": Step(uki.build, uki.undo_build),
+    "clean_uki": Step(uki.clean, uki.undo_clean),
+    "finish_swap": Step(uki.finish, uki.undo_finish),
+    "uki_addon": Step(uki.write_addon, uki.undo_addon),
+    "proxmox_refresh": Step(proxmox.refresh, proxmox.undo_refresh),
+    "ostree_kargs": Step(ostree.set_kargs, ostree.undo_kargs),
     "install_replay": Step(boot.install, boot.undo_install),
     "write_rules": Step(boot.write_rules, boot.undo_rules),
     "remove_replay": Step(boot.remove, boot.undo_remove),

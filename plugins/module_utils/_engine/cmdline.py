@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 #: Keys whose value is a set of members, and which members exclude each other
 #: (Documentation/admin-guide/kernel-parameters.txt).
@@ -27,6 +28,25 @@ SETS: Mapping[str, tuple[frozenset[str], ...]] = {
 
 #: Keys that are meant to be repeated: each occurrence counts by itself.
 REPEATED = frozenset({"console", "earlycon", "hugepages", "hugepagesz", "module_blacklist"})
+
+#: A count of huge pages belongs to the size that stands before it, else to the default size (hugepages= and
+#: hugepagesz= in kernel-parameters.txt): they are ordered pairs.
+SIZE, COUNT = "hugepagesz", "hugepages"
+
+#: Keys that loaders and their tools add by themselves: no difference that a boot could settle.
+ADDED = frozenset({"BOOT_IMAGE", "initrd", "systemd.machine_id"})
+
+#: Parameters that take no value (kernel-parameters.txt).
+FLAGS = frozenset(
+    {"quiet", "ro", "rw", "nosmp", "noapic", "nolapic", "nokaslr", "nosmt_force", "single", "noresume", "rootwait", "nomodule"}
+)
+
+#: Parameters that make devices look assignable when they are not, and the danger by whose name they are allowed. The
+#: first is no kernel parameter at all but a patch of some distributions.
+DANGEROUS: Mapping[str, str] = {
+    "pcie_acs_override": "group",
+    "vfio_iommu_type1.allow_unsafe_interrupts": "group",
+}
 
 _PARAMETER = re.compile(r"[A-Za-z0-9_.:-]+(=[^\s\"'`$\\;{}|&<>]*)?")
 
@@ -56,14 +76,23 @@ def value_of(word: str) -> str | None:
     return value if equals else None
 
 
+def own(words: Iterable[str]) -> list[str]:
+    """The words without those that loaders add."""
+    return [word for word in words if key_of(word) not in ADDED]
+
+
 def invalid(word: str) -> str | None:
     """Why a wished parameter cannot be written, or None."""
     if not word or word.startswith("="):
         return "has no key"
     if any(char in word for char in "\n\r\0"):
         return "has a line break"
+    if word.count('"') % 2:
+        return "has an unbalanced quote"
     if not _PARAMETER.fullmatch(word):
         return "holds a blank, a quote or a character that the boot loader's configuration would interpret"
+    if word.partition("=")[0] in FLAGS and "=" in word:
+        return "has a value, and the kernel takes none for it"
     return None
 
 
@@ -129,3 +158,60 @@ def matches(word: str, pattern: str) -> bool:
     if key_of(word) != key_of(pattern):
         return False
     return "=" not in pattern or value_of(word) == value_of(pattern)
+
+
+def unmet(
+    words: Sequence[str], present: Sequence[str], absent: Sequence[str], exact: Sequence[str] = ()
+) -> list[str]:
+    """What a command line lacks of the wished parameters or has of the unwished ones."""
+    lacking = []
+    size: str | None = None
+    for wish in present:
+        if key_of(wish) == SIZE:
+            size = value_of(wish)
+        if key_of(wish) == COUNT:
+            if huge_pages(words).get(size) != value_of(wish):
+                lacking.append(wish if size is None else f"{SIZE}={size} {wish}")
+        elif not satisfied(words, wish):
+            lacking.append(wish)
+    lacking += [f"not {p}" for p in absent if says(words, p)]
+    for key in dict.fromkeys(map(key_of, exact)):
+        wanted = [word for word in exact if key_of(word) == key]
+        if [value_of(w) for w in words if key_of(w) == key] != [value_of(w) for w in wanted]:
+            lacking.append(f"exactly {' '.join(wanted)}")
+    return lacking
+
+
+def huge_pages(words: Iterable[str]) -> dict[str | None, str | None]:
+    """Size (None: the default size) -> count, as the pairs of a command line come to."""
+    found: dict[str | None, str | None] = {}
+    size: str | None = None
+    for word in words:
+        if key_of(word) == SIZE:
+            size = value_of(word)
+        if key_of(word) == COUNT:
+            found[size] = value_of(word)
+    return found
+
+
+def pairs_with(words: Sequence[str], wishes: Sequence[str]) -> list[str]:
+    """The pairs of a command line with those that are wished, in the order in which they have to be written: a count
+    without a size comes first, as behind a size it would be that one's."""
+    pairs = {**huge_pages(words), **huge_pages(wishes)}
+    sizes = [value_of(w) for w in wishes if key_of(w) == SIZE and value_of(w) not in pairs]
+    result = [f"{COUNT}={pairs[None]}"] if None in pairs else []
+    for size, count in pairs.items():
+        if size is not None:
+            result += [f"{SIZE}={size}", f"{COUNT}={count}"]
+    return result + [f"{SIZE}={size}" for size in sizes]
+
+
+def differing(now: Sequence[str], then: Sequence[str]) -> list[dict[str, Any]]:
+    """The parameters in which two command lines differ, but for what loaders add: key, its words now, its words then."""
+    keys = dict.fromkeys(key_of(word) for word in [*own(now), *own(then)])
+    found = []
+    for key in keys:
+        sides = [[word for word in words if key_of(word) == key] for words in (now, then)]
+        if sides[0] != sides[1]:
+            found.append({"key": key, "running": sides[0], "next_boot": sides[1]})
+    return found

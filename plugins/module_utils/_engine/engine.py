@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from .resources.common import Options
 # Imports within functions: a devices call that finds nothing to do, as most do, is spared what it does not use
 # (docs/dev/benchmarks.md).
 if TYPE_CHECKING:
-    from .resources import kernel_cmdline
+    from .resources import iommu, kernel_cmdline
 
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
 RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio}
@@ -124,7 +124,7 @@ def _iommu_after_reboot(host: Host, state: State) -> bool | None:
     from .resources import iommu, kernel_cmdline
 
     try:
-        return iommu.next_boot(state.iommu, kernel_cmdline.read(host.files))
+        return iommu.next_boot(state.iommu, kernel_cmdline.read(host))
     except EngineError:
         # A boot loader that we do not know: then nobody here knows what the next boot brings.
         return None
@@ -276,35 +276,68 @@ def _as_owned(item: Mapping[str, Any], entry: Mapping[str, Any] | None) -> dict[
     return kept
 
 
-def host_iommu(host: Host, state: str, mode: str | None, prove: bool, call: Call) -> dict[str, Any]:
+def host_iommu(
+    host: Host, wish: iommu.IommuWish, call: Call, prove: bool = False, allow: Collection[str] = ()
+) -> dict[str, Any]:
     """Make the IOMMU as wished by the next boot; with `prove`, fail where it should be so by now."""
+    from . import cmdline
     from .resources import iommu, kernel_cmdline
 
     with _turn(host, call):
         now = read.read_iommu(host.files)
         try:
-            parameters = kernel_cmdline.read(host.files)
+            parameters = kernel_cmdline.read(host)
         except EngineError as error:
-            if not iommu.in_force(now, state, mode):
+            running = tuple(cmdline.split(host.files.text("/proc/cmdline") or ""))
+            if not iommu.in_force(now, running, wish):
                 raise
-            return report.result(iommu.unknown_loader(state, error), Outcome(), {"iommu": iommu.info(now)})
-        plan = iommu.plan(now, parameters, state, mode)
-        _raise_refusals(plan.refusals)
-        failed = iommu.proof(now, parameters, state, mode) if prove and state != "absent" else None
+            return report.result(iommu.unknown_loader(wish.state, error), Outcome(), {"iommu": iommu.info(now)})
+        plan = iommu.plan(now, parameters, wish, allow)
+        _check_boot_plan(host, parameters, plan, allow)
+        failed = iommu.proof(now, parameters, wish) if prove and wish.state != "absent" else None
         if failed:
             raise EngineError(failed)
         outcome = _apply(host, plan) if not call.check and plan.doable else Outcome()
     return report.result(plan, outcome, {"iommu": iommu.info(now)})
 
 
-def host_cmdline(host: Host, wish: kernel_cmdline.Wish, call: Call) -> dict[str, Any]:
+def _check_boot_plan(host: Host, parameters: kernel_cmdline.Parameters, plan: Plan, allow: Collection[str]) -> None:
+    if plan.actions:
+        from . import sealed
+
+        plan.refusals += sealed.refusals(host, parameters.loader.name, allow)
+    _raise_refusals(plan.refusals)
+
+
+def host_cmdline(
+    host: Host, wish: kernel_cmdline.Wish, call: Call, allow: Collection[str] = ()
+) -> dict[str, Any]:
     """Make the kernel command line of the next boot as wished."""
     from .resources import kernel_cmdline
 
     with _turn(host, call):
-        parameters = kernel_cmdline.read(host.files)
-        plan = kernel_cmdline.plan(parameters, wish)
-        _raise_refusals(plan.refusals)
+        parameters = kernel_cmdline.read(host)
+        plan = kernel_cmdline.plan(parameters, wish, allow)
+        _check_boot_plan(host, parameters, plan, allow)
         outcome = _apply(host, plan) if not call.check and plan.doable else Outcome()
-        after = kernel_cmdline.read(host.files) if outcome.done else parameters
+        after = kernel_cmdline.read(host) if outcome.done else parameters
     return report.result(plan, outcome, {"kernel_cmdline": kernel_cmdline.info(after)})
+
+
+def cmdline_info(host: Host) -> dict[str, Any]:
+    """Both sides of the kernel command line, without a wish."""
+    from .resources import kernel_cmdline
+
+    parameters = kernel_cmdline.read(host)
+    facts = kernel_cmdline.info(parameters)
+    return {"changed": False, "kernel_cmdline": facts, "warnings": list(parameters.loader.warnings)}
+
+
+def iommu_info(host: Host) -> dict[str, Any]:
+    """The IOMMU, and every PCI function with whether it can be given to a guest."""
+    from . import assignable
+    from .resources import iommu
+
+    state = read.read_state(host, Needs())
+    state = replace(state, iommu=read.read_iommu(host.files, reserved=True))
+    return {"changed": False, "iommu": iommu.info(state.iommu), "devices": assignable.devices(state)}

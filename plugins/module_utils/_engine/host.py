@@ -42,6 +42,8 @@ class Files(Protocol):
     def attrs_within(self, paths: Sequence[str], limit: float) -> dict[str, str | None]: ...
     def data(self, path: str, offset: int, size: int) -> bytes: ...
     def text(self, path: str) -> str | None: ...
+    def size(self, path: str) -> int | None: ...
+    def free(self, path: str) -> int | None: ...
     def names(self, path: str) -> list[str]: ...
     def exists(self, path: str) -> bool: ...
     def link(self, path: str) -> str | None: ...
@@ -50,6 +52,7 @@ class Files(Protocol):
     def changed(self, path: str) -> float | None: ...
     def write(self, path: str, data: str, limit: float | None = None) -> None: ...
     def replace(self, path: str, text: str, mode: int = 0o644) -> None: ...
+    def copy(self, source: str, path: str, mode: int = 0o644) -> None: ...
     def remove(self, path: str) -> None: ...
     def symlink(self, target: str, path: str) -> None: ...
     def lock(self, path: str, limit: float, who: str) -> contextlib.AbstractContextManager[None]: ...
@@ -109,6 +112,21 @@ class FileSystem:
         except OSError as error:
             raise EngineError(f"{path}: cannot be read: {explain(error)}") from None
 
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None when it is not there."""
+        try:
+            return os.stat(self._real(path)).st_size
+        except OSError:
+            return None
+
+    def free(self, path: str) -> int | None:
+        """Bytes that are free in the file system of a path; None when it is not there."""
+        try:
+            found = os.statvfs(self._real(path))
+        except OSError:
+            return None
+        return found.f_bavail * found.f_frsize
+
     def names(self, path: str) -> list[str]:
         """The entries of a directory, sorted; none when it is not there."""
         try:
@@ -155,14 +173,22 @@ class FileSystem:
 
     def replace(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file so that after a crash either the old or the new content is there, never half of one."""
+        self._put(path, text.encode(), mode)
+
+    def copy(self, source: str, path: str, mode: int = 0o644) -> None:
+        """Like replace, with the bytes of another file."""
+        with open(self._real(source), "rb") as stream:
+            self._put(path, stream.read(), mode)
+
+    def _put(self, path: str, data: bytes, mode: int) -> None:
         real = self._real(path)
         folder = os.path.dirname(real)
         os.makedirs(folder, mode=0o755, exist_ok=True)
         temporary = _temporary(real)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
                 stream.flush()
                 os.fchmod(stream.fileno(), mode)
                 os.fsync(stream.fileno())

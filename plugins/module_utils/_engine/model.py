@@ -148,6 +148,8 @@ class Group:
     number: str
     type: str
     members: tuple[str, ...]
+    #: Start, end and type of regions that no guest's memory may take (reserved_regions); read for iommu_info only.
+    reserved: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,21 @@ class Iommu:
     units: tuple[str, ...] = ()
     groups: Mapping[str, Group] = field(default_factory=dict)
     interrupt_remapping: bool = False
+    #: Does a VT-d unit offer scalable mode (ECAP.SMTS)? None: no unit that says so is driven.
+    scalable: bool | None = None
+    #: Without a table: what says that the machine has an IOMMU all the same, in words.
+    hint: str = ""
     #: Does the next boot switch translation on? None: not asked, or nobody knows.
     after_reboot: bool | None = None
 
     @property
     def active(self) -> bool:
         return bool(self.groups)
+
+    @property
+    def lazy(self) -> bool:
+        """Does invalidation wait (DMA-FQ: a flush queue)? Single groups may differ."""
+        return any(group.type == "DMA-FQ" for group in self.groups.values())
 
 
 @dataclass(frozen=True)

@@ -505,17 +505,44 @@ def _control_netdev(environment: Mapping[str, str], netdevs: Mapping[str, Netdev
 # --- IOMMU ---------------------------------------------------------------------------------------------------------
 
 
-def read_iommu(files: Files) -> Iommu:
-    """What the firmware offers and what the kernel has made of it."""
+def read_iommu(files: Files, reserved: bool = False) -> Iommu:
+    """What the firmware offers and what the kernel has made of it. `reserved`: the reserved regions of groups, too."""
     folder = "/sys/kernel/iommu_groups"
     groups = {}
     for number in files.names(folder):
         kind = files.attr(f"{folder}/{number}/type") or "unknown"
-        groups[number] = Group(number, kind, tuple(files.names(f"{folder}/{number}/devices")))
+        regions = (files.attr(f"{folder}/{number}/reserved_regions") or "") if reserved else ""
+        lines = tuple(tuple(line.split()) for line in regions.splitlines() if len(line.split()) == 3)
+        groups[number] = Group(number, kind, tuple(files.names(f"{folder}/{number}/devices")), lines)
     interrupts = files.text("/proc/interrupts") or ""
+    tables = tuple(name for name in IOMMU_TABLES if files.exists(f"/sys/firmware/acpi/tables/{name}"))
+    units = tuple(files.names("/sys/class/iommu"))
     return Iommu(
-        tables=tuple(name for name in IOMMU_TABLES if files.exists(f"/sys/firmware/acpi/tables/{name}")),
-        units=tuple(files.names("/sys/class/iommu")),
+        tables=tables,
+        units=units,
         groups=groups,
         interrupt_remapping=" IR-" in interrupts,
+        scalable=_scalable(files, units),
+        hint="" if tables or groups else _iommu_hint(files),
     )
+
+
+def _scalable(files: Files, units: Sequence[str]) -> bool | None:
+    """Bit 43 of VT-d's extended capability register (VT-d specification, 11.4.3: SMTS), of all units."""
+    texts = [files.attr(f"/sys/class/iommu/{unit}/intel-iommu/ecap") for unit in units]
+    values = [int(text, 16) for text in texts if text]
+    return all(value >> 43 & 1 for value in values) if values else None
+
+
+def _iommu_hint(files: Files) -> str:
+    """What says that the machine has an IOMMU although the firmware announces none."""
+    for address in files.names(DEVICES):
+        # AMD's IOMMU is a PCI function, class 0806, and stays one.
+        if (files.attr(f"{DEVICES}/{address}/class") or "").startswith("0x0806"):
+            return f"the PCI function {address} is one (class 0806)"
+    flags = re.search(r"^flags\s*:(.*)$", files.text("/proc/cpuinfo") or "", re.MULTILINE)
+    words = flags.group(1).split() if flags else []
+    if "hypervisor" in words:
+        return ""
+    name = next((name for flag, name in (("vmx", "VT-x"), ("svm", "AMD-V")) if flag in words), "")
+    return f"its processor has {name} and such machines have one as a rule" if name else ""

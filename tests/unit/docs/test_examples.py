@@ -29,7 +29,7 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "devices_assume": spec.ASSUME,
     "iommu_state": spec.MODULES["iommu"]["state"],
     "iommu_mode": spec.MODULES["iommu"]["mode"],
-    "iommu_prove": spec.MODULES["iommu"]["prove"],
+    **{f"iommu_{n}": spec.MODULES["iommu"][n] for n in ("strict", "scalable_mode", "interrupt_remapping", "prove")},
     "iovirt_allow": spec.ALLOW,
     "iovirt_declared_by": {"type": "str"},
     "iovirt_reboot": {"type": "str", "choices": ["never", "when_needed"]},

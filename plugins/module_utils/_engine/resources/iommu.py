@@ -10,9 +10,11 @@ Documentation/ABI/testing/sysfs-kernel-iommu_groups.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from .. import cmdline
+from .. import assignable, cmdline
 from ..model import Iommu, Plan, Refusal
 from . import kernel_cmdline
 from .kernel_cmdline import Parameters, Wish
@@ -26,35 +28,71 @@ _SWITCH = {
     "IVRS": {"on": (), "off": ("amd_iommu=off",), "against": ("amd_iommu=off", "iommu=off")},
     "IORT": {"on": (), "off": (), "against": ("iommu.passthrough=1",)},
 }
-_KEYS = ("intel_iommu", "amd_iommu", "iommu", "iommu.passthrough")
+_KEYS = ("intel_iommu", "amd_iommu", "iommu", "iommu.passthrough", "iommu.strict", "intremap")
 _PASSTHROUGH = ("iommu=pt", "iommu.passthrough=1", "iommu.passthrough=on", "iommu.passthrough=y")
 
 
-def plan(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> Plan:
+@dataclass(frozen=True)
+class IommuWish:
+    """How the IOMMU shall be; what is None stays as it is."""
+
+    state: str = "enabled"
+    mode: str | None = None
+    #: Flush the IOMMU's cache at once when a mapping goes (strict) or later (lazy).
+    strict: bool | None = None
+    scalable_mode: bool | None = None
+    interrupt_remapping: bool | None = None
+
+    @property
+    def words(self) -> str:
+        """The wish beyond its state, for a sentence."""
+        flags = {name: getattr(self, name) for name in ("strict", "scalable_mode", "interrupt_remapping")}
+        said = [self.mode] if self.mode else []
+        return ", ".join(said + [f"{name}: {str(value).lower()}" for name, value in flags.items() if value is not None])
+
+
+def plan(iommu: Iommu, parameters: Parameters, wish: IommuWish, allow: Collection[str] = ()) -> Plan:
     """What makes the IOMMU as wished by the next boot."""
-    if state == "absent":
-        return kernel_cmdline.plan(parameters, Wish(release=_KEYS))
+    if wish.state == "absent":
+        return kernel_cmdline.plan(parameters, Wish(release=_KEYS), allow)
+    words = parameters.running
     if not iommu.tables:
-        if in_force(iommu, state, mode):
-            # A kind without an ACPI table (device tree, virtio-iommu), or none and none wished.
-            return Plan(predicted={"iommu": state == "enabled"})
-        return Plan(refusals=[_no_table()])
-    if state == "disabled" and not _SWITCH[iommu.tables[0]]["off"]:
-        return Plan(refusals=[_no_switch()])
-    wish = _wish(iommu, parameters, state, mode)
-    result = kernel_cmdline.plan(parameters, wish)
-    if in_force(iommu, state, mode):
+        if in_force(iommu, words, wish):
+            # A kind without an ACPI table (POWER, s390x, device tree, virtio-iommu), or none and none wished.
+            return Plan(predicted={"iommu": wish.state == "enabled"})
+        return Plan(refusals=[_no_table(iommu)])
+    refusals = _impossible(iommu, wish)
+    if refusals:
+        return Plan(refusals=refusals)
+    result = kernel_cmdline.plan(parameters, _wish(iommu, parameters, wish), allow)
+    if in_force(iommu, words, wish):
         # The kernel's default or a richer command line already does it: no reboot for the sake of a word.
         result.reboot_reasons = []
     elif not result.reboot_reasons and not result.refusals and not result.actions:
         # This boot was started with all of it: another one would be for nothing.
-        result.refusals.append(Refusal("IOMMU", _not_come_true(iommu, parameters, state, mode), "Nothing was changed."))
-    result.predicted = {"iommu": state == "enabled"}
+        result.refusals.append(Refusal("IOMMU", _not_come_true(iommu, parameters, wish), "Nothing was changed."))
+    result.predicted = {"iommu": wish.state == "enabled"}
     return result
 
 
-def _no_table() -> Refusal:
-    reason = "the firmware offers none: there is no DMAR, IVRS or IORT table in /sys/firmware/acpi/tables."
+def _impossible(iommu: Iommu, wish: IommuWish) -> list[Refusal]:
+    """What no kernel parameter of this machine's IOMMU does."""
+    found = []
+    if wish.state == "disabled" and not _SWITCH[iommu.tables[0]]["off"]:
+        found.append(_no_switch())
+    if wish.scalable_mode is not None and iommu.tables[0] != "DMAR":
+        found.append(Refusal("IOMMU", "scalable mode is VT-d's alone, and this is none.", "Leave scalable_mode unset. Nothing was changed."))
+    if wish.scalable_mode and iommu.scalable is False:
+        reason = "a VT-d unit of this machine does not offer scalable mode (bit 43 of its ecap)."
+        found.append(Refusal("IOMMU", reason, "Leave scalable_mode unset. Nothing was changed."))
+    if wish.interrupt_remapping is not None and iommu.tables[0] == "IORT":
+        found.append(Refusal("IOMMU", "on Arm the interrupt controller does it, and no parameter changes it.", "Leave interrupt_remapping unset. Nothing was changed."))
+    return found
+
+
+def _no_table(iommu: Iommu) -> Refusal:
+    reason = "the firmware offers none: there is no DMAR, IVRS or IORT table in /sys/firmware/acpi/tables"
+    reason += f", though {iommu.hint}." if iommu.hint else "."
     way_out = "Switch VT-d, AMD-Vi or the SMMU on in the firmware setup; a reboot alone would be for nothing. Nothing was changed."
     return Refusal("IOMMU", reason, way_out)
 
@@ -64,9 +102,10 @@ def _no_switch() -> Refusal:
     return Refusal("IOMMU", reason, "mode: passthrough is the nearest to it. Nothing was changed.")
 
 
-def _wish(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> Wish:
+def _wish(iommu: Iommu, parameters: Parameters, wish: IommuWish) -> Wish:
     switch = _SWITCH[iommu.tables[0]]
-    if state == "disabled":
+    mode = wish.mode
+    if wish.state == "disabled":
         return Wish(present=switch["off"])
     present, absent = list(switch["on"]), [word for word in switch["against"] if not _excluded_by(word, switch["on"])]
     if iommu.active and not _says(parameters.running, switch["on"]):
@@ -81,7 +120,41 @@ def _wish(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) ->
         present += said
     if mode == "translated":
         absent += _PASSTHROUGH
-    return Wish(present=_joined(present), absent=absent)
+    more, less = _details(iommu, parameters, wish)
+    return Wish(present=_as_sets(_joined(present + more)), absent=absent + less)
+
+
+def _details(iommu: Iommu, parameters: Parameters, wish: IommuWish) -> tuple[list[str], list[str]]:
+    """Parameters for strictness, scalable mode and interrupt remapping. What the kernel does by itself is not said,
+    unless somebody speaks of it."""
+    present, absent = [], []
+    named = any(_named(words, "iommu.strict") for words in (parameters.running, *parameters.loader.lines))
+    by_itself = iommu.active and iommu.lazy is not wish.strict and not named
+    if wish.strict is not None and not by_itself:
+        present.append(f"iommu.strict={int(wish.strict)}")
+    if wish.strict is False:
+        absent.append("intel_iommu=strict")
+    if wish.scalable_mode is not None:
+        present.append(f"intel_iommu=sm_{'on' if wish.scalable_mode else 'off'}")
+    if wish.interrupt_remapping is False:
+        present.append("intremap=off")
+    if wish.interrupt_remapping:
+        absent.append("intremap=off")
+    return present, absent
+
+
+def _named(words: Sequence[str], key: str) -> bool:
+    return any(cmdline.key_of(word) == key for word in words)
+
+
+def _as_sets(words: list[str]) -> list[str]:
+    """'intel_iommu=on' and 'intel_iommu=sm_on' are one word: 'intel_iommu=on,sm_on'."""
+    result: dict[str, str] = {}
+    for word in words:
+        key, _equals, value = word.partition("=")
+        joined = key in cmdline.SETS and key in result
+        result[key if key in cmdline.SETS else word] = f"{result[key]},{value}" if joined else word
+    return list(result.values())
 
 
 def _excluded_by(word: str, words: tuple[str, ...]) -> bool:
@@ -105,13 +178,23 @@ def current_mode(iommu: Iommu) -> str | None:
     return "passthrough" if identity * 2 > len(iommu.groups) else "translated"
 
 
-def in_force(iommu: Iommu, state: str, mode: str | None) -> bool:
+def in_force(iommu: Iommu, running: tuple[str, ...], wish: IommuWish) -> bool:
     """Is it as wished now? Nothing is in force of a wish to leave it to itself (absent)."""
-    if state == "absent":
+    if wish.state == "absent":
         return False
-    if state == "disabled":
+    if wish.state == "disabled":
         return not iommu.active
-    return iommu.active and mode in (None, current_mode(iommu))
+    if not iommu.active or wish.mode not in (None, current_mode(iommu)):
+        return False
+    if wish.interrupt_remapping not in (None, iommu.interrupt_remapping):
+        return False
+    if wish.scalable_mode is not None:
+        # sysfs does not tell; the word does.
+        word = f"intel_iommu=sm_{'on' if wish.scalable_mode else 'off'}"
+        if not cmdline.satisfied(running, word):
+            return False
+    # Identity groups have no cache to flush.
+    return wish.strict is None or current_mode(iommu) == "passthrough" or iommu.lazy is not wish.strict
 
 
 def unknown_loader(state: str, error: Exception) -> Plan:
@@ -120,20 +203,27 @@ def unknown_loader(state: str, error: Exception) -> Plan:
     return Plan(warnings=[warning], predicted={"iommu": state == "enabled"})
 
 
-def proof(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> str | None:
+def proof(iommu: Iommu, parameters: Parameters, wish: IommuWish) -> str | None:
     """After the reboot: the sentence an operator needs when the wish did not come true, or None."""
-    if in_force(iommu, state, mode):
+    if in_force(iommu, parameters.running, wish):
         return None
-    return f"IOMMU: {_not_come_true(iommu, parameters, state, mode)}"
+    return f"IOMMU: {_not_come_true(iommu, parameters, wish)}"
 
 
-def _not_come_true(iommu: Iommu, parameters: Parameters, state: str, mode: str | None) -> str:
-    is_now = "off" if not iommu.active else f"on ({current_mode(iommu)})"
+def _not_come_true(iommu: Iommu, parameters: Parameters, wish: IommuWish) -> str:
+    is_now = "off" if not iommu.active else f"on ({_how(iommu)})"
     return (
-        f"it is {is_now} although {state}{f' ({mode})' if mode else ''} was wished and this boot was to bring it. "
-        f"The kernel was started with: {' '.join(parameters.running)}. Look for DMAR, AMD-Vi or SMMU in the kernel log; a second reboot "
-        "would change nothing."
+        f"it is {is_now} although {wish.state}{f' ({wish.words})' if wish.words else ''} was wished and this boot was to "
+        f"bring it. The kernel was started with: {' '.join(parameters.running)}. Look for DMAR, AMD-Vi or SMMU in the "
+        "kernel log; a second reboot would change nothing."
     )
+
+
+def _how(iommu: Iommu) -> str:
+    words = [current_mode(iommu) or ""]
+    if current_mode(iommu) == "translated":
+        words.append("lazy" if iommu.lazy else "strict")
+    return ", ".join([*words, "interrupts remapped" if iommu.interrupt_remapping else "interrupts not remapped"])
 
 
 def next_boot(iommu: Iommu, parameters: Parameters) -> bool | None:
@@ -156,7 +246,10 @@ def info(iommu: Iommu) -> dict[str, Any]:
         "units": list(iommu.units),
         "active": iommu.active,
         "mode": current_mode(iommu),
+        "strict": not iommu.lazy if current_mode(iommu) == "translated" else None,
+        "scalable_mode_offered": iommu.scalable,
         "interrupt_remapping": iommu.interrupt_remapping,
+        "problem": None if iommu.active else assignable.off(iommu),
         "groups": {
             n: {"type": g.type, "devices": list(g.members)} for n, g in sorted(iommu.groups.items(), key=_number)
         },

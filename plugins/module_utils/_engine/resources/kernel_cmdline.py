@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from .. import cmdline, grub
-from ..grub import Grub
-from ..host import Files
-from ..model import HOST, Action, Plan, Refusal
+from .. import cmdline
+from ..host import Host
+from ..loaders import find
+from ..loaders.common import Change, Loader, mount_of, predict
+from ..model import Plan, Refusal
 from ..plain import dataclass
 
 NAME = "kernel_cmdline"
@@ -23,7 +24,9 @@ class Parameters:
     """Both sides of a reboot."""
 
     running: tuple[str, ...]
-    loader: Grub
+    loader: Loader
+    #: Where the loader's files stand, if that cannot be written to.
+    read_only: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,39 @@ class Wish:
     present: Sequence[str] = ()
     absent: Sequence[str] = ()
     release: Sequence[str] = ()
+    #: For each key named here: these words, in this order, and no others.
+    exact: Sequence[str] = ()
+
+    @property
+    def spoken(self) -> list[str]:
+        return [*self.present, *self.absent, *self.release, *self.exact]
 
 
-def read(files: Files) -> Parameters:
+def read(host: Host) -> Parameters:
     """Raises EngineError when the boot loader is not one we know."""
-    return Parameters(tuple(cmdline.split(files.text("/proc/cmdline") or "")), grub.read(files))
+    loader = find.read(host)
+    places = ["/etc", *(entry.path for entry in loader.entries if entry.path)]
+    places += ["/boot"] if loader.name == "grub" else []
+    mounts = [mount_of(host.files, place) for place in places]
+    read_only = next((mount.point for mount in mounts if mount.read_only), None)
+    return Parameters(tuple(cmdline.split(host.files.text("/proc/cmdline") or "")), loader, read_only)
 
 
-def check(wish: Wish) -> list[Refusal]:
+def check(wish: Wish, allow: Collection[str] = ()) -> list[Refusal]:
     """What is wrong with a wish in itself."""
     found = []
-    for word in [*wish.present, *wish.absent, *wish.release]:
+    for word in wish.spoken:
         why = cmdline.invalid(word)
         if why:
             found.append(_bad(f"the parameter {word!r} {why}."))
-    for word in wish.present:
+    for word in [*wish.present, *wish.exact]:
         if any(cmdline.says([word], pattern) for pattern in wish.absent):
             found.append(_bad(f"{word} is wished present and absent at once."))
+        danger = cmdline.DANGEROUS.get(word.partition("=")[0])
+        if danger and danger not in allow:
+            found.append(Refusal("kernel command line", _unsafe(word), _by_name(danger), danger))
+    for key in sorted({cmdline.key_of(w) for w in wish.exact} & {cmdline.key_of(w) for w in wish.present}):
+        found.append(_bad(f"{key} is wished present and exact at once."))
     keys = [cmdline.key_of(w) for w in wish.present if cmdline.key_of(w) not in cmdline.REPEATED]
     for key in sorted({k for k in keys if keys.count(k) > 1}):
         found.append(
@@ -58,39 +77,72 @@ def check(wish: Wish) -> list[Refusal]:
     return found
 
 
+def _unsafe(word: str) -> str:
+    return f"{word} makes devices look isolated from each other that are not: a guest could reach the host's memory."
+
+
+def _by_name(danger: str) -> str:
+    return f"Nothing was changed. Where this is meant, allow it by name: allow: [{danger}]."
+
+
 def _bad(reason: str) -> Refusal:
     return Refusal("kernel command line", reason, "Correct the parameter; nothing was changed.")
 
 
-def plan(state: Parameters, wish: Wish) -> Plan:
+def plan(state: Parameters, wish: Wish, allow: Collection[str] = ()) -> Plan:
     """What makes the next boot as wished, and whether that boot is needed."""
-    result = Plan(refusals=check(wish))
     loader = state.loader
+    result = Plan(refusals=check(wish, allow), warnings=list(loader.warnings))
     if not loader.normal:
-        result.refusals.append(_no_entry())
+        result.refusals.append(_no_entry(loader))
     if result.refusals:
         return result
-    ours, dropped = _drop_in(loader, wish)
-    met = not any(grub.unmet(entry.words, wish.present, wish.absent) for entry in loader.normal)
-    if (ours, dropped) != (loader.ours, loader.dropped) and (not met or wish.release):
-        result.actions = _actions(loader, ours, dropped, wish)
-    elif not met:
-        result.actions = _actions(loader, loader.ours, loader.dropped, wish)
-    result.reboot_reasons = [
-        f"kernel command line: {text} needs a boot" for text in _waiting(state, wish, ours, dropped)
-    ]
+    change = _change(loader, wish)
+    if _needed(loader, wish, change):
+        if state.read_only:
+            result.refusals.append(_no_writing(state.read_only))
+            return result
+        result.actions = find.steps(loader, change)
+    result.reboot_reasons = [f"kernel command line: {text} needs a boot" for text in _waiting(state, wish, change)]
     return result
 
 
-def _no_entry() -> Refusal:
-    reason = f"{grub.CONFIG} has no entry that starts a kernel, other than rescue entries."
-    return Refusal("boot loader", reason, "Repair it with update-grub first; nothing was changed.")
+def _change(loader: Loader, wish: Wish) -> Change:
+    """What shall be ours: as it is, where all is met and nothing is given up."""
+    ours, dropped = _ours(loader, wish)
+    met = not any(_unmet(words, wish) for words in loader.lines)
+    if met and not _gives_up(loader, wish):
+        ours, dropped = loader.ours, loader.dropped
+    return Change(ours, dropped, tuple(wish.present), tuple(wish.absent), tuple(wish.exact))
 
 
-def _waiting(state: Parameters, wish: Wish, ours: Sequence[str], dropped: Sequence[str]) -> list[str]:
+def _gives_up(loader: Loader, wish: Wish) -> bool:
+    return any(_spoken_of(word, wish.release) for word in (*loader.ours, *loader.dropped))
+
+
+def _needed(loader: Loader, wish: Wish, change: Change) -> bool:
+    if loader.stale or (change.ours, change.dropped) != (loader.ours, loader.dropped):
+        return True
+    return any(_unmet(words, wish) for words in loader.lines)
+
+
+def _unmet(words: Sequence[str], wish: Wish) -> list[str]:
+    return cmdline.unmet(words, wish.present, wish.absent, wish.exact)
+
+
+def _no_entry(loader: Loader) -> Refusal:
+    reason = f"{loader.details.get('config', loader.name)} has no entry that starts a kernel, other than rescue entries."
+    return Refusal("boot loader", reason, "Repair it first (update-grub, kernel-install); nothing was changed.")
+
+
+def _no_writing(point: str) -> Refusal:
+    return Refusal("boot loader", f"{point} is mounted read-only.", "Mount it for writing first; nothing was changed.")
+
+
+def _waiting(state: Parameters, wish: Wish, change: Change) -> list[str]:
     """What of the wish the running kernel was not started with."""
-    found = grub.unmet(state.running, wish.present, wish.absent)
-    coming = grub.predict(state.loader.normal[0], ours, dropped, state.loader.ours)
+    found = _unmet(state.running, wish)
+    coming = predict(state.loader.normal[0].words, change, state.loader.ours)
     for key in map(cmdline.key_of, wish.release):
         now, then, own = (_values(words, key) for words in (state.running, coming, state.loader.ours))
         # While ours is being taken back nobody knows yet what was inherited below it: then only what is ours and
@@ -104,16 +156,30 @@ def _values(words: Sequence[str], key: str) -> list[str]:
     return [word for word in words if cmdline.key_of(word) == key]
 
 
-def _drop_in(loader: Grub, wish: Wish) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The drop-in's new content: what it sets, and what it takes out of the inherited parameters."""
+def _ours(loader: Loader, wish: Wish) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What we set from now on, and what we take out of the other parameters."""
     words = loader.normal[0].words
-    spoken = [*wish.present, *wish.absent, *wish.release]
+    spoken = wish.spoken
+    if _spoken_of(cmdline.COUNT, wish.release) or _spoken_of(cmdline.SIZE, wish.release):
+        # They were written as pairs, and go as pairs.
+        spoken += [cmdline.SIZE, cmdline.COUNT]
     ours = [word for word in loader.ours if not _spoken_of(word, spoken)]
     dropped = [word for word in loader.dropped if not _spoken_of(word, spoken)]
+    huge = [word for word in wish.present if cmdline.key_of(word) in (cmdline.SIZE, cmdline.COUNT)]
+    if huge:
+        # Pairs are written as a whole: a size taken away would hand its count to the one before it.
+        ours = [word for word in ours if not _spoken_of(word, (cmdline.SIZE, cmdline.COUNT))]
+        ours += cmdline.pairs_with(words, huge)
+        dropped += [key for key in (cmdline.SIZE, cmdline.COUNT) if key not in dropped]
     for word in wish.present:
+        if word in huge:
+            continue
         ours.append(cmdline.merged(words, word, wish.absent))
         if cmdline.key_of(word) not in cmdline.REPEATED:
             dropped.append(word.partition("=")[0])
+    for word in wish.exact:
+        ours.append(word)
+        dropped += [key for key in (word.partition("=")[0],) if key not in dropped]
     for word in wish.absent:
         rest = cmdline.remaining(words, word, wish.absent)
         if rest and cmdline.key_of(word) not in map(cmdline.key_of, ours):
@@ -127,43 +193,17 @@ def _spoken_of(word: str, spoken: Sequence[str]) -> bool:
     return any(cmdline.key_of(word) == cmdline.key_of(other) for other in spoken)
 
 
-def _actions(loader: Grub, ours: Sequence[str], dropped: Sequence[str], wish: Wish) -> list[Action]:
-    actions = []
-    text = grub.render(ours, dropped)
-    if text != loader.drop_in:
-        actions.append(
-            Action(
-                kind="write_file",
-                unit=HOST,
-                text=f"{'write' if text else 'remove'} {grub.DROP_IN}",
-                args={"path": grub.DROP_IN, "text": text, "previous": loader.drop_in},
-                before={grub.DROP_IN: loader.drop_in},
-                after={grub.DROP_IN: text},
-            )
-        )
-    entry = loader.normal[0]
-    actions.append(
-        Action(
-            kind="grub_mkconfig",
-            unit=HOST,
-            text=f"write {grub.CONFIG} anew, for {len(loader.normal)} boot entries",
-            args={"tool": loader.tool, "present": list(wish.present), "absent": list(wish.absent)},
-            before={"next boot": " ".join(entry.words)},
-            after={"next boot": " ".join(grub.predict(entry, ours, dropped, loader.ours))},
-        )
-    )
-    return actions
-
-
 def info(state: Parameters) -> dict[str, Any]:
     """Both sides, and what of the next boot is ours."""
     return {
         "running": list(state.running),
         "next_boot": {entry.title: list(entry.words) for entry in state.loader.entries},
-        "loader": "grub",
+        "loader": state.loader.name,
         "ours": list(state.loader.ours),
+        "later_kernels": None if state.loader.seed is None else list(state.loader.seed),
+        "differing": cmdline.differing(state.running, state.loader.normal[0].words) if state.loader.normal else [],
     }
 
 
 def wish_of(params: Mapping[str, Any]) -> Wish:
-    return Wish(params.get("present") or (), params.get("absent") or (), params.get("release") or ())
+    return Wish(*(tuple(params.get(name) or ()) for name in ("present", "absent", "release", "exact")))

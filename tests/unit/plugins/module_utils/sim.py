@@ -23,9 +23,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple
 
-from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, grub
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
+from ansible_collections.iovirt.host.plugins.module_utils._engine.loaders import grub
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip, sim_modules, sim_msix
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_devlink import Devlink
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
@@ -210,6 +211,11 @@ class SimKernel:
         self.netlink_full = False
         #: Ports that get no link when they go up.
         self.uncabled: set[str] = set()
+        #: Bytes that are free below a path; without an entry there is room enough.
+        self.room: dict[str, int] = {}
+        #: Commands of other boot loaders by name, and what the next boot gives to the kernel (sim_loaders.py).
+        self.tools: dict[str, Callable[[SimKernel, list[str]], tuple[int, str, str]]] = {}
+        self.next_words: Callable[[SimKernel], str] | None = None
         # Records.
         self.log: list[tuple[str, str, str]] = []
         self.commands: list[list[str]] = []
@@ -236,7 +242,7 @@ class SimKernel:
 
     def power_on(self, running: str = "") -> SimKernel:
         """The first boot, with a command line of the test's own or that of grub.cfg."""
-        if grub.CONFIG not in self.files:
+        if grub.CONFIG not in self.files and self.next_words is None:
             self._mkconfig(grub.CONFIG)
         self._boot(running or None)
         self.log.clear()
@@ -526,8 +532,8 @@ class SimKernel:
         for path in [path for path in self.files if path.startswith("/run/")]:
             self._forget(path)
         self.files["/run/systemd/system/.keep"] = ""
-        words = running if running is not None else " ".join(grub.parse(self.files[grub.CONFIG])[0].words)
-        self.files["/proc/cmdline"] = f"BOOT_IMAGE={KERNEL} {words}\n"
+        words = running if running is not None else self._loaded()
+        self.files["/proc/cmdline"] = f"{words}\n" if self.next_words else f"BOOT_IMAGE={KERNEL} {words}\n"
         self.iommu_on = bool(self.acpi) and self._translates(cmdline.split(words))
         self.identity_groups = any(cmdline.satisfied(cmdline.split(words), w) for w in ("iommu=pt", "iommu.passthrough=1"))
         self.files["/proc/interrupts"] = "  24:  0  IR-PCI-MSI  igb\n" if self.iommu_on else "  24:  0  PCI-MSI  igb\n"
@@ -553,6 +559,10 @@ class SimKernel:
         for function in self.functions.values():
             if function.address.rpartition(".")[0] == card:
                 function.total_vfs = firmware.current["NUM_OF_VFS"] if firmware.current["SRIOV_EN"] else None
+
+    def _loaded(self) -> str:
+        """What the boot loader gives to the kernel."""
+        return self.next_words(self) if self.next_words else " ".join(grub.parse(self.files[grub.CONFIG])[0].words)
 
     def _translates(self, words: list[str]) -> bool:
         """VT-d: off unless asked for, as CONFIG_INTEL_IOMMU_DEFAULT_ON is not set here. AMD-Vi: on unless forbidden."""
@@ -719,8 +729,9 @@ class SimKernel:
             **sim_modules.tables(self, folder),
             **sim_modules.initramfs_nodes(self),
             KERNEL: "",
-            "/usr/sbin/grub-mkconfig": "",
         }
+        if self.next_words is None:
+            nodes["/usr/sbin/grub-mkconfig"] = "for x in ${sysconfdir}/default/grub.d/*.cfg ; do . $x; done"
         for table in self.acpi:
             nodes[f"/sys/firmware/acpi/tables/{table}"] = ""
         for pid, (name, targets) in self.pids.items():
@@ -770,7 +781,9 @@ class SimKernel:
         folder, _slash, name = self._real(path).rpartition("/")
         function = self.functions.get(folder.rpartition("/")[2])
         if function is None or name != "config":
-            return b""
+            # Other binary files stand here as text of the same bytes (latin-1).
+            node = self._nodes().get(self._real(path))
+            return node.encode("latin-1")[offset : offset + size] if isinstance(node, str) else b""
         space = sim_msix.config(function.msix) if function.physfn and function.msix else config_space(function.dsn)
         return space[offset : offset + size]
 
@@ -780,6 +793,13 @@ class SimKernel:
             raise EngineError(f"{path}: cannot be read: EIO (Input/output error)")
         node = self._nodes().get(real)
         return node if isinstance(node, str) else None
+
+    def size(self, path: str) -> int | None:
+        node = self._nodes().get(self._real(path))
+        return len(node) if isinstance(node, str) else None
+
+    def free(self, path: str) -> int | None:
+        return self.room.get(path, 1 << 40) if self.exists(path) else None
 
     def names(self, path: str) -> list[str]:
         self._nodes()
@@ -830,6 +850,9 @@ class SimKernel:
         self.files[real], self.modes[real] = text, mode
         self.changes[real] = self.now
         self._tree = None
+
+    def copy(self, source: str, path: str, mode: int = 0o644) -> None:
+        self.replace(path, self.files[self._real(source)], mode)
 
     def remove(self, path: str) -> None:
         self._begin("remove", path, "")
@@ -917,6 +940,11 @@ class SimKernel:
         return (0, "", "") if drivers else (1, "", f"modprobe: FATAL: Module {argv[-1]} not found")
 
     def _tool(self, argv: list[str]) -> tuple[int, str, str]:
+        tool = self.tools.get(argv[0].rpartition("/")[2])
+        if tool is not None:
+            result = tool(self, argv)
+            self._tree = None
+            return result
         if argv[0] == "nvme":
             return self._nvme(argv)
         if argv[0] == "mstconfig":

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, engine, grub
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, engine
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
+from ansible_collections.iovirt.host.plugins.module_utils._engine.loaders import grub
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.kernel_cmdline import Wish
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import lab
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import KERNEL
@@ -231,7 +232,8 @@ def test_a_stale_grub_cfg_is_made_anew():
     settled(sim, present=["isolcpus=2"])
     sim.replace(grub.CONFIG, old)
     done = settled(sim, present=["isolcpus=2"])
-    assert [action["action"] for action in done["actions"]] == ["grub_mkconfig"]
+    assert [action["action"] for action in done["actions"]] == ["write_file", "grub_mkconfig"]
+    assert grub.new_name(grub.CONFIG) not in sim.files
 
 
 # --- Entries that are none of ours -----------------------------------------------------------------------------------
@@ -303,7 +305,7 @@ def test_a_configuration_without_its_kernel_is_not_put_in_place(monkeypatch):
     assert files_of(sim) == before
 
 
-@pytest.mark.parametrize("number", range(1, 5))
+@pytest.mark.parametrize("number", range(1, 6))
 def test_each_step_that_fails_is_undone(number):
     sim = lab()
     before = files_of(sim)
@@ -320,7 +322,7 @@ def test_each_step_that_fails_is_undone(number):
 def test_a_host_with_another_boot_loader():
     sim = lab()
     sim.remove(grub.CONFIG)
-    with pytest.raises(EngineError, match=r"boot loader: /boot/grub/grub.cfg is not there"):
+    with pytest.raises(EngineError, match=r"boot loader: none that is known was found.*systemd-boot.*/boot/grub/grub.cfg or"):
         cmd(sim, present=["isolcpus=2"])
 
 
@@ -342,7 +344,7 @@ def test_kernels_below_a_subvolume(path):
     """btrfs and ZFS: GRUB's paths begin with the subvolume, the running system's do not."""
     sim = lab()
     text = sim.text(grub.CONFIG).replace(KERNEL, path.format(KERNEL))
-    present = {"present": [], "absent": [], "tool": "grub-mkconfig"}
+    present = {"present": [], "absent": [], "exact": [], "tool": "grub-mkconfig", "config": grub.CONFIG}
     grub._check(sim, text, present)
     with pytest.raises(EngineError, match="which is not there"):
         grub._check(sim, text.replace("vmlinuz", "gone"), present)

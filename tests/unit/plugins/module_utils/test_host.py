@@ -318,3 +318,32 @@ def test_an_attribute_that_hangs_costs_no_other_one_its_answer(files, tmp_path):
     for name in ("hangs", "hangs-too"):
         # The children still wait; they go once they are answered.
         (tmp_path / name).write_text("")
+
+
+def test_parts_of_binary_files(files, tmp_path):
+    (tmp_path / "image").write_bytes(b"MZ\xff\x00rest")
+    assert files.data("/image", 0, 3) == b"MZ\xff"
+    assert files.data("/image", 4, 100) == b"rest"
+    assert files.data("/absent", 0, 1) == b""
+    assert files.size("/image") == 8
+    assert files.size("/absent") is None
+    assert files.free("/image") > 0
+    assert files.free("/absent") is None
+
+
+def test_copy_is_whole_or_not_at_all(files, tmp_path, monkeypatch):
+    (tmp_path / "new").write_bytes(b"\xff" * 1000)
+    (tmp_path / "there").write_bytes(b"old")
+    files.copy("/new", "/there", 0o600)
+    assert (tmp_path / "there").read_bytes() == b"\xff" * 1000
+    assert stat.S_IMODE((tmp_path / "there").stat().st_mode) == 0o600
+    (tmp_path / "new").write_bytes(b"newer")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        files.copy("/new", "/there")
+    assert (tmp_path / "there").read_bytes() == b"\xff" * 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "there"]

@@ -99,6 +99,9 @@ def test_the_role_iommu(role):
     wanted = plain(spec.MODULES["iommu"], "options")
     for name in ("state", "mode"):
         assert options[f"iommu_{name}"]["choices"] == wanted[name]["choices"]
+    for name in ("strict", "scalable_mode", "interrupt_remapping", "prove"):
+        assert options[f"iommu_{name}"]["type"] == wanted[name]["type"]
+    assert options["iovirt_allow"] == wanted["allow"]
 
 
 @pytest.mark.parametrize("role", ROLES)

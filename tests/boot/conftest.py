@@ -1,0 +1,115 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lab hosts with other boot loaders and another IOMMU. Each flavour has a host of its own, one at a time.
+
+IOVIRT_BOOT_FLAVOURS names the flavours to look at (tests/boot/run chooses); IOVIRT_BOOT_KEEP=1 leaves the last host up.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Flavour -> arguments of `lab up`.
+FLAVOURS = {
+    "grub-bios": ["--boot", "grub-bios"],
+    "grub-uefi": ["--boot", "grub-uefi"],
+    "systemd-boot": ["--boot", "systemd-boot"],
+    "uki": ["--boot", "uki"],
+    "amdvi": ["--iommu", "amdvi"],
+}
+CHOSEN = os.environ.get("IOVIRT_BOOT_FLAVOURS", " ".join(FLAVOURS)).split()
+PREFIX = os.environ.get("IOVIRT_BOOT_PREFIX", "boot")
+#: Seconds for a boot in emulation on a busy machine.
+BOOT_LIMIT = float(os.environ.get("IOVIRT_BOOT_LIMIT", "600"))
+
+
+def _lab_module() -> Any:
+    """The class that drives a lab host, from the tests that have one host."""
+    spec = importlib.util.spec_from_file_location("iovirt_lab_conftest", ROOT / "tests" / "lab" / "conftest.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+lab_module = _lab_module()
+
+
+class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
+    """One lab host of a flavour."""
+
+    #: How many flavours are looked at in this run.
+    flavours = len(CHOSEN)
+
+    def __init__(self, folder: Path, flavour: str) -> None:
+        super().__init__(folder)
+        self.flavour = flavour
+        self.name = f"{PREFIX}-{flavour}"
+        lab_module.NAME = self.name
+
+    def up(self) -> None:
+        words = ["up", self.name, "--wait", "--timeout", str(BOOT_LIMIT), *FLAVOURS[self.flavour]]
+        self.lab(*words, limit=BOOT_LIMIT + 3600)
+        self.inventory.write_text(self.lab("inventory", self.name))
+
+    def down(self) -> None:
+        self.lab("down", self.name)
+
+    def kill(self) -> None:
+        self.lab("kill", self.name)
+
+    def boot_id(self) -> str:
+        try:
+            return str(self.shell("cat /proc/sys/kernel/random/boot_id", limit=30))
+        except (AssertionError, OSError, ValueError):
+            return ""
+        except Exception as error:  # a limit that was met says so with an exception of its own
+            if type(error).__name__ != "TimeoutExpired":
+                raise
+            return ""
+
+    def reboot(self) -> None:
+        """An ordinary reboot, from inside; back when ssh answers from another boot."""
+        before = self.boot_id()
+        assert before
+        try:
+            self.shell("systemctl reboot", limit=30)
+        except Exception:
+            # The connection goes down with the host.
+            pass
+        end = time.monotonic() + BOOT_LIMIT
+        while self.boot_id() in ("", before):
+            assert time.monotonic() < end, f"{self.name} did not come back: {self.lab('console', self.name)[-2000:]}"
+            time.sleep(2)
+
+    def words(self) -> list[str]:
+        return str(self.shell("cat /proc/cmdline")).split()
+
+    def group_types(self) -> set[str]:
+        return set(str(self.shell("cat /sys/kernel/iommu_groups/*/type 2>/dev/null || true")).split())
+
+    def boot_files(self) -> dict[str, str]:
+        """Every file that a boot loader reads or its tools write, by its checksum. Boot loaders write some themselves."""
+        found = self.shell(
+            "find /boot /etc/kernel /etc/default /etc/iovirt -type f ! -name random-seed ! -name grubenv "
+            "-exec sha256sum {} + 2>/dev/null; true"
+        )
+        return {line[66:]: line[:64] for line in str(found).splitlines()}
+
+
+@pytest.fixture(scope="module", params=CHOSEN)
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootLab]:
+    host = BootLab(tmp_path_factory.mktemp("boot"), request.param)
+    host.up()
+    yield host
+    if not os.environ.get("IOVIRT_BOOT_KEEP"):
+        host.down()
