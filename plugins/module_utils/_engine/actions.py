@@ -7,6 +7,7 @@ undo it, which is right also after a step that failed half way."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -333,8 +334,27 @@ def _native(host: Host, address: str) -> str | None:
 
 
 def _unbind(host: Host, address: str) -> None:
+    """Take a device from its driver. The PF keeps a MAC that a VF's driver made up, until the VF is reset: without that, nobody could tell it
+    from one that an operator set on the PF, and the next driver would take it over (seen: igb). One that was set on the PF outlives the reset."""
     if _driver(host, address) is None:
         return
+    made_up = _made_up_its_mac(host, address)
+    _let_go(host, address)
+    reset = f"{DEVICES}/{address}/reset"
+    if made_up and host.files.exists(reset):
+        # The VF is let go, whether or not it can be reset.
+        with contextlib.suppress(OSError):
+            host.files.write(reset, "1", limit=UNBIND_LIMIT)
+
+
+def _made_up_its_mac(host: Host, address: str) -> bool:
+    """Is it a VF whose network device has a MAC that its PF did not give (read.own_macs)?"""
+    path = f"{DEVICES}/{address}"
+    names = host.files.names(f"{path}/net") if host.files.exists(f"{path}/physfn") else []
+    return any(host.files.attr(f"{path}/net/{name}/addr_assign_type") not in ("0", None) for name in names)
+
+
+def _let_go(host: Host, address: str) -> None:
     try:
         host.files.write(f"{DEVICES}/{address}/driver/unbind", address, limit=UNBIND_LIMIT)
     except FileNotFoundError:

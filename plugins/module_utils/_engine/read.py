@@ -76,14 +76,28 @@ def read_state(host: Host, needs: Needs) -> State:
 
 
 def own_macs(files: Files, state: State) -> frozenset[str]:
-    """A MAC that the PF gave is a permanent one to the VF's driver (0, NET_ADDR_PERM); one that the driver or udev made
-    up is not (Documentation/ABI/testing/sysfs-class-net, addr_assign_type)."""
+    """VFs whose MAC their driver made up, or udev. One that the PF gave is a permanent one to the VF's driver (0, NET_ADDR_PERM;
+    Documentation/ABI/testing/sysfs-class-net, addr_assign_type). One that was set on the PF after the driver had probed the VF is known from
+    being another than its network device has."""
     return frozenset(
         function.address
         for function in state.functions.values()
         for name in function.netdevs
-        if function.physfn and files.attr(f"/sys/class/net/{name}/addr_assign_type") not in ("0", None)
+        if function.physfn
+        and files.attr(f"/sys/class/net/{name}/addr_assign_type") not in ("0", None)
+        and _mac_at_pf(state, function) in (None, files.attr(f"/sys/class/net/{name}/address"))
     )
+
+
+def _mac_at_pf(state: State, vf: Function) -> str | None:
+    pf = state.functions.get(vf.physfn or "")
+    indexes = [index for index, address in pf.sriov.vfs.items() if address == vf.address] if pf and pf.sriov else []
+    for name in pf.netdevs if pf else ():
+        for index in indexes:
+            mac = state.netdevs[name].vfs.get(index, {}).get("mac") if name in state.netdevs else None
+            if mac:
+                return str(mac)
+    return None
 
 
 def _wanted_drivers(needs: Needs, variants: Mapping[str, str]) -> frozenset[str]:

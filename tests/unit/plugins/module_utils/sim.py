@@ -95,6 +95,8 @@ class Pci:
     autoprobe: bool = True
     #: What the PF's driver knows of a VF (sim_ip.py).
     attributes: dict[str, Any] = field(default_factory=dict)
+    #: Its driver found no MAC at the PF when it probed (addr_assign_type is 3 then).
+    made_up_mac: bool = False
 
     @property
     def path(self) -> str:
@@ -331,8 +333,6 @@ class SimKernel:
 
     def _detach(self, function: Pci) -> None:
         function.driver = None
-        if function.physfn:
-            sim_ip.removed(function)
         for address in list(function.vfs):
             # A PF driver's remove() ends SR-IOV (seen: igb).
             self._vanish(function, address)
@@ -386,6 +386,10 @@ class SimKernel:
         if function and function.address in self.nvme and name == "reset":
             # lab: the driver stays, through its reset_prepare and reset_done.
             self.nvme[function.address].function_reset()
+            return 0
+        if function and function.physfn and name == "reset":
+            sim_ip.function_reset(function)
+            self._tree = None
             return 0
         if function and function.total_vfs is not None and name == "sriov_numvfs":
             return self._set_count(function, data)
@@ -620,7 +624,7 @@ class SimKernel:
         return nodes
 
     def _nvme_nodes(self, f: Pci) -> dict[str, Any]:
-        nodes: dict[str, Any] = {f"{f.path}/reset": ""} if f.address in self.nvme else {}
+        nodes: dict[str, Any] = {f"{f.path}/reset": ""} if f.address in self.nvme or f.physfn else {}
         if f.driver == "nvme":
             name = f"nvme{sorted(a for a, other in self.functions.items() if other.driver == 'nvme').index(f.address)}"
             nodes[f"{f.path}/nvme/{name}/serial"] = f"{f.serial:20}\n"
@@ -658,7 +662,8 @@ class SimKernel:
                 nodes[f"{path}/carrier"] = f"{int(net.carrier)}\n"
                 nodes[f"{path}/speed"] = "1000\n" if net.carrier else "-1\n"
             if function and function.physfn:
-                nodes[f"{path}/addr_assign_type"] = "0\n" if function.attributes["by_pf"] else "3\n"
+                nodes[f"{path}/addr_assign_type"] = "3\n" if function.made_up_mac else "0\n"
+                nodes[f"{path}/address"] = f"{net.mac or function.mac}\n"
             if function:
                 attributes = self.devlink.port_attributes(function.address)
                 nodes.update({f"{path}/{key}": text + "\n" for key, text in attributes.items()})

@@ -54,14 +54,17 @@ def born(driver: str | None) -> dict[str, Any]:
 
 
 def probed(sim: SimKernel, vf: Pci) -> None:
-    """A network driver took a VF: it has the MAC that the PF gave, else one of its own, which the PF gets to know (lab)."""
-    if not vf.attributes["by_pf"]:
+    """A network driver took a VF: it has the MAC that the PF knows, whoever that is from, else one of its own, which the
+    PF gets to know (lab; e1000_reset_hw_vf in igbvf/vf.c)."""
+    vf.made_up_mac = vf.attributes["mac"] == NO_MAC
+    if vf.made_up_mac:
         vf.attributes["mac"] = sim._random_mac()
     vf.mac = vf.attributes["mac"]
 
 
-def removed(vf: Pci) -> None:
-    """A driver let a VF go: the PF forgets a MAC that was not its own with the VF's reset (igb_vf_reset_event)."""
+def function_reset(vf: Pci) -> None:
+    """The PF forgets a MAC that was not its own with the VF's reset, and not when the VF's driver lets go (lab;
+    igb_vf_reset_event in igb_main.c)."""
     if not vf.attributes["by_pf"]:
         vf.attributes["mac"] = NO_MAC
 

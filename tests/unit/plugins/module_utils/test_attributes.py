@@ -192,6 +192,38 @@ def test_a_mac_that_a_driver_made_up_is_not_carried_over():
     assert not any(vf["by_pf"] for vf in attributes(sim))
 
 
+def test_the_pf_keeps_a_mac_that_a_driver_made_up_until_the_vf_is_reset():
+    """As the lab has it (docs/kernel-facts.md)."""
+    sim = with_vfs()
+    vf = sim.functions[sim.functions[PF1].vfs[0]]
+    made_up = vf.attributes["mac"]
+    for name in ("unbind", "bind"):
+        sim.write(f"/sys/bus/pci/drivers/igbvf/{name}", vf.address)
+        assert vf.attributes["mac"] == made_up != link.NO_MAC
+    sim.write("/sys/bus/pci/drivers/igbvf/unbind", vf.address)
+    sim.write(f"{DEVICES}/{vf.address}/reset", "1")
+    assert vf.attributes["mac"] == link.NO_MAC
+
+
+def test_a_mac_that_a_driver_made_up_goes_when_the_vf_is_taken_from_it():
+    sim = with_vfs()
+    ip(sim, f"vf 1 mac {MAC}")
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0-1", "driver": "vfio-pci"}])])
+    assert [vf["mac"] for vf in attributes(sim)] == [link.NO_MAC, MAC]
+    converged(sim, sriov=[at(PF1, vf_count=3, vfs=[{"range": "0-1", "driver": "vfio-pci"}])])
+    assert [vf["mac"] for vf in attributes(sim)][:2] == [link.NO_MAC, MAC]
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert [vf["by_pf"] for vf in attributes(sim)] == [False, True]
+
+
+def test_a_mac_that_was_set_after_the_driver_came_is_carried_over():
+    sim = with_vfs()
+    ip(sim, f"vf 0 mac {MAC}")
+    assert sim.functions[sim.functions[PF1].vfs[0]].mac != MAC
+    converged(sim, sriov=[at(PF1, vf_count=3)])
+    assert attributes(sim)[0]["mac"] == MAC
+
+
 def test_wished_attributes_come_again_with_the_count():
     sim = lab()
     converged(sim, sriov=[ALL])
