@@ -92,6 +92,29 @@ def test_what_an_operator_set_survives_a_change_of_the_count(lab: Any, port: tup
     assert vfs[1]["address"] == "02:aa:00:00:00:01"
 
 
+def test_a_mac_that_a_driver_made_up_is_not_taken_for_one_that_was_set(lab: Any, port: tuple[str, str]) -> None:
+    """The PF keeps it after the driver let the VF go, and forgets it with a reset: the engine makes one."""
+    name, address = port
+    own = {"range": "0-1", "driver": "default"}
+    wish = {"match": {"ifname": [name]}, "up": True, "vf_count": 2}
+    assert not lab.module("sriov", devices=[{**wish, "vf_count": 0}], allow=["link_flap"])["failed"]
+    assert not lab.module("sriov", devices=[{**wish, "vfs": [own]}], allow=["link_flap"])["failed"]
+    waiting = f"for i in $(seq 30); do ip -d link show dev {name} | grep -q 'vf .* 00:00:00:00:00:00' || break; sleep 1; done"
+    lab.shell(waiting)
+    made_up = [vf["address"] for vf in vfs_of(lab, name)]
+    assert len(made_up) == 2 and "00:00:00:00:00:00" not in made_up
+    taken = [{"range": "0", "driver": "vfio-pci"}, {"range": "1", "driver": "default"}]
+    assert not lab.module("sriov", devices=[{**wish, "vfs": taken}])["failed"]
+    assert [vf["address"] for vf in vfs_of(lab, name)] == ["00:00:00:00:00:00", made_up[1]]
+    # What the engine relies on.
+    vf = lab.shell(f"basename $(readlink /sys/bus/pci/devices/{address}/virtfn1)")
+    lab.shell(f"echo {vf} > /sys/bus/pci/devices/{vf}/driver/unbind; sleep 1")
+    assert vfs_of(lab, name)[1]["address"] == made_up[1]
+    lab.shell(f"echo 1 > /sys/bus/pci/devices/{vf}/reset; sleep 1")
+    assert vfs_of(lab, name)[1]["address"] == "00:00:00:00:00:00"
+    lab.shell(f"echo {vf} > /sys/bus/pci/drivers/igbvf/bind")
+
+
 def test_what_igb_cannot_do_is_refused_with_nothing_changed(lab: Any, port: tuple[str, str]) -> None:
     name, _address = port
     before = vfs_of(lab, name)
