@@ -7,7 +7,6 @@ undo it, which is right also after a step that failed half way."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Callable
@@ -344,9 +343,10 @@ def _unbind(host: Host, address: str) -> None:
     _let_go(host, address)
     reset = f"{DEVICES}/{address}/reset"
     if made_up and host.files.exists(reset):
-        # The VF is let go, whether or not it can be reset.
-        with contextlib.suppress(OSError):
+        try:
             host.files.write(reset, "1", limit=UNBIND_LIMIT)
+        except OSError as error:
+            raise EngineError(f"{address} cannot be reset: {explain(error)}. Look at the kernel log.") from None
 
 
 def _made_up_its_mac(host: Host, address: str) -> bool:

@@ -48,6 +48,8 @@ def with_vfs():
     vf = sim.functions[PF1].vfs[2]
     sim.write(f"{DEVICES}/{vf}/driver_override", "vfio-pci")
     sim.write(f"{DEVICES}/{vf}/driver/unbind", vf)
+    # A guest's start resets it (vfio_pci_core_enable). Without that, its driver's MAC could not be told from one that was set.
+    sim.write(f"{DEVICES}/{vf}/reset", "1")
     sim.write("/sys/bus/pci/drivers_probe", vf)
     return devices(sim, sriov=[at(PF1, vf_count=2, vfs=VFIO), at(PF2, vf_count=1)])
 
