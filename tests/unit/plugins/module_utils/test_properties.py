@@ -66,6 +66,9 @@ def hosts(draw):
             sim.write(f"{DEVICES}/{vf}/driver_override", "vfio-pci")
             if sim.functions[vf].driver:
                 sim.write(f"{DEVICES}/{vf}/driver/unbind", vf)
+                # As a guest's start does. A MAC that its driver made up could not be told from one that was set, else
+                # (docs/kernel-facts.md).
+                sim.write(f"{DEVICES}/{vf}/reset", "1")
             sim.write("/sys/bus/pci/drivers_probe", vf)
     sim.sleep(10)
     for index, vf in enumerate(sim.functions[PF1].vfs):
