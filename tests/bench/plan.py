@@ -32,9 +32,18 @@ def host_with(ports: int, each: int) -> SimKernel:
 
 
 def wishes(ports: int, each: int) -> dict[str, list[dict[str, object]]]:
-    """Every VF named for itself, every second one on vfio-pci."""
-    vfs = [{"range": str(index), "driver": "vfio-pci" if index % 2 else "default"} for index in range(each)]
-    return {"sriov": [{"match": {"address": [f"0000:{0xA0 + n * 4:02x}:00.0"]}, "vf_count": each, "vfs": vfs} for n in range(ports)]}
+    """Every VF named for itself, with attributes, every second one on vfio-pci."""
+
+    def vf(port: int, index: int) -> dict[str, object]:
+        mac = f"02:00:00:{port:02x}:{index >> 8:02x}:{index & 255:02x}"
+        return {"range": str(index), "driver": "vfio-pci" if index % 2 else "default", "mac": mac, "vlan": 100, "trust": True, "spoof_check": True}
+
+    return {
+        "sriov": [
+            {"match": {"address": [f"0000:{0xA0 + n * 4:02x}:00.0"]}, "vf_count": each, "vfs": [vf(n, index) for index in range(each)]}
+            for n in range(ports)
+        ]
+    }
 
 
 def plan_time(ports: int, each: int) -> float:
