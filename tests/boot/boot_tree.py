@@ -74,7 +74,10 @@ def make(root: Path, kind: str) -> None:
     for name in WATCHED:
         shutil.rmtree(root / name, ignore_errors=True)
         (root / name).mkdir(parents=True)
-    put = lambda path, text: _put(root / path, text)  # noqa: E731
+
+    def put(path: str, text: str) -> None:
+        _put(root / path, text)
+
     put("etc/machine-id", MACHINE + "\n")
     put("proc/cmdline", LINE + "\n")
     put("proc/self/mountinfo", "29 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"

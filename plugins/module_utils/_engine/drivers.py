@@ -134,6 +134,7 @@ UNSETS_MAC = frozenset({"bnxt_en", "i40e", "ice", "igb", "ixgbe", "netdevsim", "
 #: __ixgbe_enable_sriov; Linux 6.12.117.
 CHECKS_SPOOFING = frozenset({"i40e", "ice", "igb", "ixgbe"})
 
+
 @dataclass(frozen=True)
 class Eswitch:
     """How a driver changes the mode of its eswitch."""

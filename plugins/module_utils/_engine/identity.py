@@ -231,4 +231,3 @@ def described(entry: Mapping[str, Any]) -> str:
     known = entry["identity"]
     name = next((name for name in (*STRONG, "slot") if known.get(name)), None)
     return f"{name} {known[name]}" if name else f"ids {known.get('ids')}"
-

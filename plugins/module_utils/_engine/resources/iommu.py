@@ -81,12 +81,14 @@ def _impossible(iommu: Iommu, wish: IommuWish) -> list[Refusal]:
     if wish.state == "disabled" and not _SWITCH[iommu.tables[0]]["off"]:
         found.append(_no_switch())
     if wish.scalable_mode is not None and iommu.tables[0] != "DMAR":
-        found.append(Refusal("IOMMU", "scalable mode is VT-d's alone, and this is none.", "Leave scalable_mode unset. Nothing was changed."))
+        reason = "scalable mode is VT-d's alone, and this is none."
+        found.append(Refusal("IOMMU", reason, "Leave scalable_mode unset. Nothing was changed."))
     if wish.scalable_mode and iommu.scalable is False:
         reason = "a VT-d unit of this machine does not offer scalable mode (bit 43 of its ecap)."
         found.append(Refusal("IOMMU", reason, "Leave scalable_mode unset. Nothing was changed."))
     if wish.interrupt_remapping is not None and iommu.tables[0] == "IORT":
-        found.append(Refusal("IOMMU", "on Arm the interrupt controller does it, and no parameter changes it.", "Leave interrupt_remapping unset. Nothing was changed."))
+        reason = "on Arm the interrupt controller does it, and no parameter changes it."
+        found.append(Refusal("IOMMU", reason, "Leave interrupt_remapping unset. Nothing was changed."))
     return found
 
 

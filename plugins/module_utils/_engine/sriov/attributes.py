@@ -155,9 +155,14 @@ def _check_values(port: Port, index: int, values: Mapping[str, Any]) -> list[Ref
     return [port.wrong(f"VF {index}: {reason}", way_out) for reason, way_out in _bad_values(values)]
 
 
+def _is_number(value: Any) -> bool:
+    """True and False are numbers to Python, not to us."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _bad_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, (low, high) in _RANGES.items():
-        if key in values and not (type(values[key]) is int and low <= values[key] <= high):
+        if key in values and not (_is_number(values[key]) and low <= values[key] <= high):
             yield f"{key} {values[key]} is not from {low} to {high}.", "Correct the number."
     if "mac" in values:
         yield from _bad_mac(str(values["mac"]))

@@ -402,7 +402,10 @@ def test_what_is_wished_later_is_recorded_as_it_was_then():
 
 def parts(sim, address):
     now = instance(sim, address)
-    vfs = [(sim.functions[a].driver, sim.functions[a].override) for a in sim.functions[address].vfs] if address in sim.functions else sim.devlink.netdevsims[address].vfs
+    if address in sim.functions:
+        vfs = [(sim.functions[a].driver, sim.functions[a].override) for a in sim.functions[address].vfs]
+    else:
+        vfs = sim.devlink.netdevsims[address].vfs
     return now.mode, now.inline, now.encap, copy.deepcopy(now.params), copy.deepcopy(now.running), now.offload, vfs
 
 
