@@ -20,8 +20,10 @@ def port(wishes: dict[str, Any], lab: Any) -> str:
 
 def settings(snapshot: str) -> list[str]:
     """All but what comes by itself: the MAC that a VF's driver makes up where it finds none, which a port that is up shows
-    from then on (on the list of what cannot be undone), and the number of a vfio device, the lowest that is free."""
+    from then on (on the list of what cannot be undone), the number of a vfio device, the lowest that is free, and the DMA
+    mask, which the last driver that had the device has left (dma_set_mask)."""
     made_up = re.sub(r"(\bvf \d+ +link/ether) [0-9a-f:]+", r"\1 MAC", snapshot)
+    made_up = re.sub(r"(dma_mask_bits = )\d+", r"\1N", made_up)
     return re.sub(r"/vfio-dev/vfio\d+(/dev = \d+:\d+)?", "/vfio-dev/vfioN", made_up).splitlines()
 
 

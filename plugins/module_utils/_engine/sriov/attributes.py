@@ -18,6 +18,7 @@ from typing import Any
 from .. import drivers, guards, link
 from ..model import CERTAIN, PREDICTED, Action, Netdev, Plan, Refusal, State
 from ..resources import common
+from . import eswitch
 from .port import Port
 
 #: Everything that a wish can say of a VF, beside its driver.
@@ -261,6 +262,10 @@ def _check_rates(port: Port, index: int, values: Mapping[str, Any]) -> Iterator[
     effective = {key: values.get(key, now(port, index).get(key, 0)) for key in link.RATE}
     if not set(link.RATE) & set(values):
         return
+    if eswitch.legacy_calls_refused(port):
+        reason = f"VF {index}: rates are wished, and in switchdev mode the kernel refuses them (EOPNOTSUPP)."
+        yield port.wrong(reason, "Limit the VF's representor or its devlink port there (devlink port function rate).")
+        return
     speed = port.sriov.speed
     for key in link.RATE:
         if key in values and speed and values[key] > speed:
@@ -343,6 +348,9 @@ def carried(port: Port) -> dict[int, dict[str, Any]]:
     for index in port.sriov.vfs:
         ours = port.ours.get(index, ())
         values = {k: v for k, v in _as_set(port, index).items() if _was_set(port, k, v) and k not in ours}
+        if eswitch.legacy_calls_refused(port):
+            # What legacy mode had set the kernel still shows, and will not set again.
+            values = {key: value for key, value in values.items() if key not in link.RATE}
         if index < port.count and values:
             found[index] = values
     return found

@@ -265,6 +265,13 @@ def test_the_management_path_is_guarded():
     assert "management" not in said
 
 
+def test_rates_are_of_legacy_mode():
+    """Wished ones are refused; those that legacy mode had set are not set again on new VFs (lab: EOPNOTSUPP)."""
+    sim = switches()
+    rates = {"vf_count": 1, "vf_defaults": {"max_tx_rate": 100}}
+    refused(sim, NSIM, "in switchdev mode the kernel refuses them", sriov=[at(NSIM, eswitch=SWITCHDEV, **rates)])
+
+
 def test_a_mode_that_another_program_rules():
     sim = switches()
     port = sim.functions[MLX5].ifname
