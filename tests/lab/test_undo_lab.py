@@ -18,12 +18,18 @@ def port(wishes: dict[str, Any], lab: Any) -> str:
     return str(lab.shell("basename $(ls -d /sys/bus/pci/drivers/igb/0* | head -1)"))
 
 
+def snapshot(lab: Any) -> str:
+    """The host, and what the records say."""
+    return f"{lab.snapshot()}\n{lab.shell('cat /etc/iovirt/*.json')}"
+
+
 def settings(snapshot: str) -> list[str]:
     """All but what comes by itself: the MAC that a VF's driver makes up where it finds none, which a port that is up shows
     from then on (on the list of what cannot be undone), the number of a vfio device, the lowest that is free, and the DMA
-    mask, which the last driver that had the device has left (dma_set_mask)."""
+    mask, which the last driver that had the device has left (dma_set_mask). The record was written and put back: its inode and time."""
     made_up = re.sub(r"(\bvf \d+ +link/ether) [0-9a-f:]+", r"\1 MAC", snapshot)
     made_up = re.sub(r"(dma_mask_bits = )\d+", r"\1N", made_up)
+    made_up = re.sub(r"^(/etc/iovirt/\S+) \d+ (\d+ \d+) \d+$", r"\1 \2", made_up, flags=re.MULTILINE)
     return re.sub(r"/vfio-dev/vfio\d+(/dev = \d+:\d+)?", "/vfio-dev/vfioN", made_up).splitlines()
 
 
@@ -36,30 +42,30 @@ def but_for_new_vfs(snapshot: str, vfs: str) -> list[str]:
 
 def test_a_driver_that_refuses_living_vfs(lab: Any, port: str) -> None:
     """ahci wants a sixth memory region that an igb VF has not. By then VF 0 has left vfio-pci."""
-    before = lab.snapshot()
+    before = snapshot(lab)
     vfs = [{"range": "0", "driver": "igbvf"}, {"range": "1", "driver": "ahci"}]
     result = lab.module("sriov", devices=[{"match": {"address": [port]}, "vf_count": 3, "vfs": vfs}])
     assert result["failed"] is True and list(result["failures"]) == [port], result
     assert "ahci did not take" in result["msg"] and "undone, and so were the steps before it" in result["msg"]
-    assert settings(lab.snapshot()) == settings(before)
+    assert settings(snapshot(lab)) == settings(before)
     expected_drivers(lab)
 
 
 def test_a_driver_that_refuses_after_a_count(lab: Any, port: str) -> None:
     """The count went from 3 to 5; the fifth VF is refused, and there are the three again with the drivers that they had."""
-    before = lab.snapshot()
+    before = snapshot(lab)
     addresses = "|".join(lab.shell(f"cd /sys/bus/pci/devices/{port}; for v in virtfn*; do basename $(readlink $v); done").split())
     vfs = [{"range": "0-1", "driver": "vfio-pci"}, {"range": "4", "driver": "ahci"}]
     result = lab.module("sriov", devices=[{"match": {"address": [port]}, "vf_count": 5, "vfs": vfs}])
     assert result["failed"] is True and list(result["failures"]) == [port], result
     assert "ahci did not take" in result["msg"] and "undone" in result["msg"]
-    assert but_for_new_vfs(lab.snapshot(), addresses) == but_for_new_vfs(before, addresses)
+    assert but_for_new_vfs(snapshot(lab), addresses) == but_for_new_vfs(before, addresses)
     expected_drivers(lab)
 
 
 def test_a_record_that_cannot_be_written(lab: Any, port: str) -> None:
     """What cannot be recorded is not left done: the replay would not bring it back."""
-    before = lab.snapshot()
+    before = snapshot(lab)
     lab.shell("mount --bind /etc/iovirt /etc/iovirt && mount -o remount,ro,bind /etc/iovirt")
     try:
         vfs = [{"range": "0", "driver": "igbvf"}, {"range": "1", "driver": "vfio-pci"}]
@@ -68,5 +74,5 @@ def test_a_record_that_cannot_be_written(lab: Any, port: str) -> None:
         lab.shell("umount /etc/iovirt")
     assert result["failed"] is True and list(result["failures"]) == [port], result
     assert "EROFS" in result["msg"]
-    assert settings(lab.snapshot()) == settings(before)
+    assert settings(snapshot(lab)) == settings(before)
     expected_drivers(lab)

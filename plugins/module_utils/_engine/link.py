@@ -212,9 +212,9 @@ def _own_netdev(host: Host, pf: str, index: str) -> str:
 
 def set_vf_attributes(host: Host, args: Mapping[str, Any]) -> None:
     """Set attributes of one PF's VFs."""
-    error = set_many(host, [args])[0]
-    if error:
-        raise error
+    failures = [error for error in set_many(host, [args]) if error is not None]
+    if failures:
+        raise failures[0]
 
 
 def set_many(host: Host, arguments: Sequence[Mapping[str, Any]]) -> list[Exception | None]:
