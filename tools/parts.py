@@ -132,11 +132,17 @@ def ansible_test(
 ) -> Part:
     venv = venv_path(use)
 
+    home = BUILD / "home" / name
+
     def prepare() -> Path:
         tree.ansible_test_home(name, venv)
+        shutil.rmtree(home / "tmp", ignore_errors=True)
+        (home / "tmp").mkdir()
         return tree.copy(name, without=tree.NOT_SHIPPED)
 
-    env = {**base_env(venv), "HOME": str(BUILD / "home" / name)}
+    # ansible-test starts pip from a script in the folder for temporary files, and Python imports from beside a script:
+    # an attr.py that somebody left in /tmp once broke it.
+    env = {**base_env(venv), "HOME": str(home), "TMPDIR": str(home / "tmp")}
     return Part(name, about, [["ansible-test", *arguments]], no_venv(use) or hindrance, prepare, env, groups=groups)
 
 

@@ -188,7 +188,9 @@ BOND = (
 )
 NO_BOND = f"ip link del bond9; {up(A, B)}"
 NETNS = "ip netns add iovirt9"
-NO_NETNS = "ip netns del iovirt9; sleep 0.5"
+
+#: The kernel gives the devices of a namespace back when its last process is gone, and some time after (cleanup_net).
+NO_NETNS = "ip netns del iovirt9; for i in $(seq 100); do ip link show {0} >/dev/null 2>&1 && break; sleep 0.1; done; ip link set {0} up"
 OVS = (
     "modprobe openvswitch; ovs-dpctl add-dp ovs9; ovs-dpctl add-if ovs9 brex9,type=internal; "
     f"ovs-dpctl add-if ovs9 {A}; ip addr add 192.0.2.10/24 dev brex9; {up('brex9')}"
@@ -211,13 +213,13 @@ SCENES = {
                       f"ip link set ve9 master br9; ip addr add 192.0.2.10/24 dev vf9; {up('br9', 've9', 'vf9')}",
                       "ip link del ve9; ip link del br9"), TAKE_VF1),
     "open vswitch": (lambda: shell(OVS, "ovs-dpctl del-dp ovs9; modprobe -r openvswitch"), TAKE_VF1),
-    "a named network namespace": (lambda: shell(f"{NETNS}; ip link set {A} netns iovirt9", NO_NETNS + f"; {up(A)}"), TAKE_VF1),
+    "a named network namespace": (lambda: shell(f"{NETNS}; ip link set {A} netns iovirt9", NO_NETNS.format(A)), TAKE_VF1),
     "a process in a network namespace": (
-        lambda: both(shell(f"{NETNS}; ip link set {A} netns iovirt9", NO_NETNS + f"; {up(A)}"), sleeper("iovirt9")), COUNT1),
+        lambda: both(shell(f"{NETNS}; ip link set {A} netns iovirt9", NO_NETNS.format(A)), sleeper("iovirt9")), COUNT1),
     "a port in a network namespace": (
-        lambda: shell(f"{NETNS}; ip link set {P1} netns iovirt9", NO_NETNS + f"; {up(P1)}"), COUNT1),
+        lambda: shell(f"{NETNS}; ip link set {P1} netns iovirt9", NO_NETNS.format(P1)), COUNT1),
     "a macvlan of a container": (
-        lambda: both(shell(f"{NETNS}; ip link add mv9 link {A} type macvlan mode bridge; ip link set mv9 netns iovirt9", NO_NETNS),
+        lambda: both(shell(f"{NETNS}; ip link add mv9 link {A} type macvlan mode bridge; ip link set mv9 netns iovirt9", "ip netns del iovirt9"),
                      sleeper("iovirt9")), TAKE_VF1),
     "a macvtap": (lambda: shell(f"ip link add mt9 link {A} type macvtap mode bridge; {up('mt9')}", "ip link del mt9"), TAKE_VF1),
     "a guest on a bridge": (

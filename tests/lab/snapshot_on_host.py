@@ -18,12 +18,14 @@ VOLATILE = re.compile(
     r"sriov_numvfs|config|resource\d*(_wc)?|rom|vpd|power|statistics|byte_queue_limits|aer_dev_.*|msi_irqs|hwmon.*|"
     r"carrier_.*|stat|inflight|diskseq|duration|fifo|temp.*|state|uevent|firmware_node|trace|events.*|queue_count|"
     r"cntlid|keep_alive.*|fast_io_fail_tmo|reconnect_delay|ctrl_loss_tmo|clock_name|enable|power_state|timestamp|"
-    r"pools|reset_method|rxbuf|local_cpu.*|ww_locks|crtc.*|edid|modes|dpms|proto_down"
+    r"pools|reset_method|rxbuf|local_cpu.*|ww_locks|crtc.*|edid|modes|dpms|proto_down|.*_timer|irq|duplex|speed"
 )
 
 #: Files of the host that somebody may have written; python's caches come by themselves.
 FOLDERS = ("/etc", "/boot", "/var/lib/iovirt", "/usr/local", "/run/NetworkManager", "/run/libvirt", "/run/systemd/network")
 PASSING = re.compile(r".*\.pyc|/etc/machine-id|/run/libvirt/.*\.(pid|lock)|/etc/\.pwd\.lock")
+
+PASSING_WORDS = re.compile(r"(valid_lft|preferred_lft|expires|\w+_timer) +\S+|state [A-Z]+\b| (tentative|optimistic)\b")
 
 
 def snapshot() -> str:
@@ -63,13 +65,14 @@ def _read(path):
 
 
 def _netlink():
-    """With addresses, routes of all tables and rules; without the time that a lease has left."""
+    """With addresses, routes of all tables and rules; without the time that a lease or a bridge's timer has left, and without
+    what an address goes through until it is known to be unique (RFC 4862, 5.4)."""
     for family in ("-4", "-6"):
         shows = "link show\naddr show\nroute show table all\nrule show\n"
         words = ["ip", family, "-d", "-o", "-batch", "-"]
         out = subprocess.run(words, input=shows, capture_output=True, text=True, check=True).stdout
         for line in sorted(out.splitlines()):
-            yield f"ip {family}: " + re.sub(r"(valid_lft|preferred_lft|expires) \S+|state [A-Z]+\b", "", line)
+            yield f"ip {family}: " + PASSING_WORDS.sub("", line)
 
 
 def _modules():

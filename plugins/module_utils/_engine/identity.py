@@ -174,10 +174,16 @@ def _unproven(known: _Known, key: str, here: Function, alike: Sequence[Function]
     if hidden and len(present) > 1 and not drivers.is_vfio(here.driver):
         reason = (
             f"{key}: nobody can tell whether it is the declared device: it does not show its {' or '.join(hidden)} now, "
-            "and there are others of its kind. Load its own driver, then run again."
+            f"and there are others of its kind. {_way_to_show(known, here)}, then run again."
         )
         return _Answer(None, reason=reason, uncertain=True)
     return _Answer(key)
+
+
+def _way_to_show(known: _Known, here: Function) -> str:
+    if here.driver and known.get("ifname") and not here.netdevs:
+        return f"Bring its network device {known['ifname']} back from the network namespace that it is in"
+    return "Load its own driver"
 
 
 def _exchanged(state: State, address: str, known: _Known) -> str:

@@ -26,6 +26,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     refused,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Pci
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_spaces import Space
 
 PF3, NVME2, EDU2 = "0000:83:00.0", "0000:92:00.0", "0000:00:0a.0"
 MACS = {"52:54:00:00:01:00": PF1, "52:54:00:00:01:01": PF2}
@@ -201,6 +202,14 @@ def test_a_controller_that_cannot_be_told_from_its_neighbour_is_left_alone():
     assert "nobody can tell" in result["failures"][NVME]
     assert (sim.functions[NVME].driver, sim.functions[NVME2].driver) == (None, None)
     refused(sim, NVME, "nobody can tell", vfio=[at(NVME)])
+
+
+def test_a_port_in_a_network_namespace_cannot_be_told_and_the_way_out_is_to_bring_it_back():
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    sim.spaces.all.append(Space(name="blue", netdevs={"uplink": ("", 0, PF1)}))
+    sim._tree = None
+    refused(sim, PF1, "does not show its mac now", "Bring its network device enp129s0 back", sriov=[at(PF1, vf_count=3)])
 
 
 def test_a_card_that_shows_nothing_is_taken_where_nothing_has_moved():
