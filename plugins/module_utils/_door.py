@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import pkgutil
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,51 +26,53 @@ _COPY = "/var/lib/iovirt/engine/current/iovirt_engine"
 
 
 def _sources() -> dict[str, str]:
-    """The engine's files, from wherever this module was loaded: Ansible's payload is a zip file."""
-    return {name: data.decode() for name, data in _payload()[0].items()}
-
-
-@functools.cache
-def _payload() -> tuple[dict[str, bytes], list[str]]:
-    """The engine's files as this module brought them, by their names below the engine's folder; its packages."""
-    files, packages, folders = {}, [], [""]
-    loader, top = _engine.__loader__, next(iter(_engine.__path__))
+    """The engine's files, from wherever this module was loaded, by their names below the engine's folder."""
+    files, folders = {"__init__.py": ""}, [""]
+    top = next(iter(_engine.__path__))
+    read = _engine.__loader__.get_data if ".zip" in top else _read
     while folders:
         prefix = folders.pop()
-        files[f"{prefix}__init__.py"] = b""
         for info in pkgutil.iter_modules([os.path.join(top, prefix.rstrip("/"))]):
             if info.ispkg:
-                packages.append(info.name)
                 folders.append(f"{prefix}{info.name}/")
+                files[f"{prefix}{info.name}/__init__.py"] = ""
             else:
-                files[f"{prefix}{info.name}.py"] = loader.get_data(os.path.join(top, f"{prefix}{info.name}.py"))
-    return files, packages
+                files[f"{prefix}{info.name}.py"] = read(os.path.join(top, f"{prefix}{info.name}.py")).decode()
+    return files
 
 
-def _read(path: str) -> bytes | None:
-    try:
-        with open(path, "rb") as stream:
-            return stream.read()
-    except OSError:
-        return None
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
 
 
 def _use_copy(folder: str) -> None:
-    """Import the engine from the host's own copy where that is byte for byte what this module brought: the copy has its
-    bytecode beside it. From a zip file each module is compiled anew, and that twice (zipimport's find_spec compiles
-    to know the file's name): it was two thirds of what a call with nothing to do cost (docs/dev/benchmarks.md).
+    """Import the engine from the host's own copy where that is what this module brought: the copy has its bytecode beside
+    it. From a zip file each module is compiled anew, and that twice (zipimport's find_spec compiles to know the file's
+    name): it was two thirds of what a call with nothing to do cost (docs/dev/benchmarks.md).
 
-    What this module brought comes second, for a run that removes the copy."""
-    files, packages = _payload()
-    if any(_read(f"{folder}/{name}") != data for name, data in files.items()):
+    Told by the sizes and checksums that the zip file has of its members, so that nothing has to be unpacked. What this
+    module brought comes second, for a run that removes the copy."""
+    archive, _zip, inner = next(iter(_engine.__path__)).rpartition(".zip/")
+    with zipfile.ZipFile(f"{archive}.zip") as brought:
+        files = {info.filename[len(inner) + 1 :]: info for info in brought.infolist() if info.filename.startswith(f"{inner}/")}
+    if not all(_is_same(f"{folder}/{name}", info) for name, info in files.items()):
         return
     # Another Python than the one that compiled the copy leaves no files of its own there; check mode would be no check.
     sys.dont_write_bytecode = True
-    brought = list(_engine.__path__)
-    _engine.__path__ = [folder, *brought]
-    for name in packages:
+    paths = list(_engine.__path__)
+    _engine.__path__ = [folder, *paths]
+    for name in [name.partition("/")[0] for name in files if name.endswith("/__init__.py")]:
         package = importlib.import_module(f"{_engine.__name__}.{name}")
-        package.__path__ = [os.path.join(path, name) for path in (folder, *brought)]
+        package.__path__ = [os.path.join(path, name) for path in (folder, *paths)]
+
+
+def _is_same(path: str, brought: zipfile.ZipInfo) -> bool:
+    try:
+        data = _read(path)
+    except OSError:
+        return False
+    return len(data) == brought.file_size and zlib.crc32(data) == brought.CRC
 
 
 if ".zip" in next(iter(_engine.__path__)):
