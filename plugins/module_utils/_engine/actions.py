@@ -404,8 +404,11 @@ def await_netdev(host: Host, address: str, limit: float = APPEAR_LIMIT) -> str:
     Where it does not come, the VF is given to its driver once more, as SR-IOV network operators do by experience.
     Raises EngineError when it does not come then, either."""
     path = f"{DEVICES}/{address}/net"
+    if host.wait(lambda: bool(host.files.names(path)), limit / 2):
+        return host.files.names(path)[0]
+    # The driver itself may come late, from udev.
     driver = _driver(host, address)
-    if driver and not host.wait(lambda: bool(host.files.names(path)), limit / 2):
+    if driver:
         _unbind(host, address)
         host.files.write(f"{DRIVERS}/{driver}/bind", address)
     if not driver or not host.wait(lambda: bool(host.files.names(path)), limit / 2):

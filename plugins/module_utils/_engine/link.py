@@ -22,8 +22,6 @@ from .plain import dataclass
 
 #: Seconds for a port's link to come (back): autonegotiation, and a driver that restarts its port for new VFs.
 LINK_LIMIT = 30.0
-#: Seconds for the network device of a VF to appear once its driver has it.
-NETDEV_LIMIT = 30.0
 
 #: How often a network device that was renamed meanwhile is looked for.
 _ATTEMPTS = 3
@@ -198,13 +196,10 @@ def _netdev(host: Host, args: Mapping[str, Any]) -> str:
 
 def _own_netdev(host: Host, pf: str, index: str) -> str:
     """The network device of a VF, which its driver may make some time after it took the VF."""
+    # Steps on drivers are there, and they need this module.
+    from . import actions
 
-    def here() -> list[str]:
-        return host.files.names(f"{sysfs.device(pf)}/virtfn{index}/net")
-
-    if not host.wait(lambda: bool(here()), NETDEV_LIMIT):
-        raise EngineError(f"VF {index} has no network device after {NETDEV_LIMIT:g} s. Look at the kernel log.")
-    return here()[0]
+    return actions.await_netdev(host, host.files.link(f"{sysfs.device(pf)}/virtfn{index}") or f"VF {index} of {pf}")
 
 
 # --- Steps -----------------------------------------------------------------------------------------------------------

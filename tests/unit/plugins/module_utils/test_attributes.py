@@ -410,7 +410,7 @@ def test_a_network_device_that_is_renamed_meanwhile_is_found_again():
 
     def names(path):
         found = read(path)
-        if path.endswith("virtfn0/net") and vf.ifname == "enp129s0v0":
+        if path.endswith(f"{vf.address}/net") and vf.ifname == "enp129s0v0":
             vf.ifname, sim._tree = "renamed0", None
         return found
 
