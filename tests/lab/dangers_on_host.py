@@ -24,7 +24,7 @@ from iovirt_engine.errors import EngineError
 from iovirt_engine.guards import before_unbind
 from iovirt_engine.host import FileSystem, Host, run_command
 from iovirt_engine.resources.common import Options
-from snapshot_on_host import snapshot
+from snapshot_on_host import netlink, snapshot
 
 DEVICES = "/sys/bus/pci/devices"
 HOST = Host(files=FileSystem("/"), run=run_command, environment=os.environ)
@@ -35,6 +35,27 @@ def sh(script):
     if done.returncode:
         raise RuntimeError(f"{script!r}: {done.stdout}{done.stderr}")
     return done.stdout.strip()
+
+
+def replaying():
+    return "activating" in sh("systemctl list-units --plain --no-legend 'iovirt-replay@*'")
+
+
+def at_rest():
+    """What came of the scene before is over: links are up, and the replays that udev started have ended."""
+    wait_for(lambda: all(carrier(name) for name in (P1, P2, A, B)) and not replaying(), 60)
+
+
+def still():
+    """A link that came up gets addresses and routes some time after: until nothing moves any more."""
+    last = ""
+    for _round in range(40):
+        now = "\n".join(netlink())
+        if now == last:
+            return
+        last = now
+        time.sleep(0.5)
+    raise RuntimeError("the network does not come to rest")
 
 
 def wait_for(condition, limit=15):
@@ -182,6 +203,13 @@ def both(*contexts):
     return together()
 
 
+#: igbvf looks for its link every two seconds.
+NO_CARRIER = f"for i in $(seq 100); do [ $(cat /sys/class/net/{A}/carrier) = 0 ] && break; sleep 0.1; done"
+
+#: The port goes down for the move, and igbvf, which asks it at that moment, has no MAC address from then until the next
+#: reset ("PF still resetting" in the kernel log).
+AGAIN = f"for i in $(seq 300); do [ $(cat /sys/class/net/{P1}/carrier) = 1 ] && break; sleep 0.1; done; ip link set {A} down; {up(A)}"
+
 BOND = (
     f"ip link add bond9 type bond mode active-backup miimon 100; ip link set {A} down; ip link set {B} down; "
     f"ip link set {A} master bond9; ip link set {B} master bond9; {up(A, B, 'bond9')}"
@@ -217,7 +245,7 @@ SCENES = {
     "a process in a network namespace": (
         lambda: both(shell(f"{NETNS}; ip link set {A} netns iovirt9", NO_NETNS.format(A)), sleeper("iovirt9")), COUNT1),
     "a port in a network namespace": (
-        lambda: shell(f"{NETNS}; ip link set {P1} netns iovirt9", NO_NETNS.format(P1)), COUNT1),
+        lambda: shell(f"{NETNS}; ip link set {P1} netns iovirt9; {NO_CARRIER}", f"{NO_NETNS.format(P1)}; {AGAIN}"), COUNT1),
     "a macvlan of a container": (
         lambda: both(shell(f"{NETNS}; ip link add mv9 link {A} type macvlan mode bridge; ip link set mv9 netns iovirt9", "ip netns del iovirt9"),
                      sleeper("iovirt9")), TAKE_VF1),
@@ -240,7 +268,8 @@ SCENES = {
         lambda: file("/etc/systemd/network/10-iovirt9.link", f"[Match]\nPath=pci-{PF2}\n[Link]\nSR-IOVVirtualFunctions=4\n"), COUNT2),
     "netplan": (
         lambda: file("/etc/netplan/90-iovirt9.yaml", f"network:\n  ethernets:\n    {P2}:\n      virtual-function-count: 4\n"), COUNT2),
-    "driverctl": (lambda: shell(f"driverctl --noprobe set-override {VF1} igbvf", f"driverctl --noprobe unset-override {VF1}"), TAKE_VF1),
+    # The file as driverctl writes it. driverctl itself takes the driver away, also where it is told not to probe.
+    "driverctl": (lambda: file(f"/etc/driverctl.d/pci-{VF1}", "igbvf\n"), TAKE_VF1),
 }
 
 
@@ -259,7 +288,9 @@ def differing(before, after):
 
 def play(name, scene, wishes):
     try:
+        at_rest()
         with scene():
+            still()
             before = snapshot()
             answers = [ask(wishes, check) for check in (True, False)]
             tell(name, answers, differing(before, snapshot()))
@@ -294,8 +325,12 @@ def main():
     wanted = sys.argv[1:]
     were_up = {name for name in (P1, P2, A, B) if "UP" in re.split(r"[<>,]", sh(f"ip -o link show {name}"))}
     sh(up(P1, P2, A, B))
+    # What is made here has its addresses at once, without the seconds that it takes to ask whether others have them.
+    sysctl = "sysctl -qw net.ipv6.conf.default.accept_dad="
+    sh(f"{sysctl}0; for n in {P1} {P2} {A} {B}; do sysctl -qw net.ipv6.conf.$n.accept_dad=0; done")
     try:
-        wait_for(lambda: all(carrier(name) for name in (P1, P2, A, B)), 30)
+        at_rest()
+        still()
         start = snapshot()
         for name, (scene, wishes) in SCENES.items():
             if not wanted or name in wanted:
@@ -303,12 +338,14 @@ def main():
         if not wanted or "disks" in wanted:
             disks()
         # Modules that a scene needed stay loaded.
+        at_rest()
+        still()
         tell("left behind", [], [line for line in differing(start, snapshot()) if " module " not in line])
         tell("names", [json.dumps(NAMES)])
     finally:
+        sh(f"{sysctl}1")
         for name in (P1, P2, A, B):
-            if name not in were_up:
-                sh(f"ip link set {name} down")
+            sh(f"sysctl -qw net.ipv6.conf.{name}.accept_dad=1; " + ("true" if name in were_up else f"ip link set {name} down"))
 
 
 main()

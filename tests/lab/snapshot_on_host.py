@@ -29,7 +29,7 @@ PASSING_WORDS = re.compile(r"(valid_lft|preferred_lft|expires|\w+_timer) +\S+|st
 
 
 def snapshot() -> str:
-    return "\n".join([*_functions(), *_netlink(), *_modules(), *_files()])
+    return "\n".join([*_functions(), *netlink(), *_modules(), *_files()])
 
 
 def _functions():
@@ -64,7 +64,7 @@ def _read(path):
         return error.strerror
 
 
-def _netlink():
+def netlink():
     """With addresses, routes of all tables and rules; without the time that a lease or a bridge's timer has left, and without
     what an address goes through until it is known to be unique (RFC 4862, 5.4)."""
     for family in ("-4", "-6"):

@@ -24,26 +24,6 @@ MATCH = {"address": [DEVICE]}
 DECLARED = "grep -l netdevsim71 /etc/iovirt/*.json 2>/dev/null || true"
 
 
-#: The engine's copy on the host, called with one list of wishes several times: check, run, check again.
-CALLS = """python3 -I - <<'END'
-import json, sys
-sys.path.insert(0, "/var/lib/iovirt/engine/current")
-from iovirt_engine import engine
-from iovirt_engine.errors import EngineError
-from iovirt_engine.host import FileSystem, Host, run_command
-from iovirt_engine.resources.common import Options
-
-def call(check, wish):
-    try:
-        host = Host(files=FileSystem("/"), run=run_command)
-        return engine.devices(host, {"sriov": [wish]}, Options(), engine.Call(check=check))
-    except EngineError as error:
-        return {"refused": str(error)}
-
-print(json.dumps([call(check, wish) for check, wish in json.loads('''%s''')]))
-END"""
-
-
 @pytest.fixture(scope="module")
 def netdevsim(lab: Any) -> Iterator[Any]:
     """The device, declared and given back through Ansible; what is between goes to the engine that this put on the host."""
@@ -61,8 +41,7 @@ def netdevsim(lab: Any) -> Iterator[Any]:
 
 
 def calls(lab: Any, *what: tuple[bool, dict[str, Any]]) -> list[dict[str, Any]]:
-    given = json.dumps([[check, {"match": MATCH, **wish}] for check, wish in what])
-    answers: list[dict[str, Any]] = json.loads(lab.shell(CALLS % given, limit=300))
+    answers: list[dict[str, Any]] = lab.calls(*((check, {"sriov": [{"match": MATCH, **wish}]}) for check, wish in what))
     return answers
 
 
