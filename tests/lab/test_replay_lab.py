@@ -152,8 +152,12 @@ def test_networkmanager_leaves_the_vfs_alone_unless_it_is_told(restored: Any, wi
         assert states[management] == "unmanaged"
         managed = {**wishes["sriov"][0], "vf_netdevs": "managed"}
         assert not restored.module("sriov", devices=[managed])["failed"]
-        restored.shell("udevadm trigger --action=change --subsystem-match=net --settle; udevadm settle")
-        until(lambda: not {states_in_networkmanager(restored)[name] for name in vfs} & {"unmanaged"})
+        # NetworkManager reads the mark when a network device appears, and never again.
+        restored.shell("udevadm trigger --action=change --subsystem-match=net --settle; sleep 3")
+        assert "NM_UNMANAGED" not in restored.shell(f"udevadm info /sys/class/net/{vfs[0]}")
+        assert states_in_networkmanager(restored)[vfs[0]] == "unmanaged"
+        restored.shell("modprobe -r igbvf; modprobe igbvf")
+        until(lambda: not {states_in_networkmanager(restored).get(name, "unmanaged") for name in vfs} & {"unmanaged"}, 120)
     finally:
         restored.shell(f"systemctl stop NetworkManager; rm -f {conf}")
 
