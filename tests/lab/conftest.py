@@ -9,9 +9,12 @@ tests take over in `make test`. A bare host is first made as wished.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,16 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = os.environ.get("IOVIRT_LAB_HOST", "tests")
 SCENARIO = ROOT / "molecule" / "lab" / "inventory" / "group_vars" / "all.yml"
 
+sys.path.insert(0, str(ROOT / "lab"))
+
+from iovirt_lab import hosts, ssh  # noqa: E402
+
 #: Prints all that a refused wish must leave as it was.
 SNAPSHOT = Path(__file__).parent / "snapshot_on_host.py"
 
 #: The engine's copy on the host, called several times in one process.
 CALLS = """python3 -I - <<'END'
-import json, sys
+import json, os, sys
 sys.path.insert(0, "/var/lib/iovirt/engine/current")
 from iovirt_engine import engine
 from iovirt_engine.errors import EngineError
@@ -36,7 +43,7 @@ from iovirt_engine.resources.common import Options
 
 def call(check, wishes):
     try:
-        host = Host(files=FileSystem("/"), run=run_command)
+        host = Host(files=FileSystem("/"), run=run_command, environment=os.environ)
         return engine.devices(host, wishes, Options(), engine.Call(check=check))
     except EngineError as error:
         return {"refused": str(error)}
@@ -53,6 +60,10 @@ class Lab:
         #: What the replay of the last boot wrote, as it was before any test.
         self.replayed = ""
         self.inventory = folder / "hosts.yml"
+        #: One connection for all that the host is asked: on an emulated machine its keys take longer than most answers.
+        #: In a short path, as a socket's has to be.
+        self.sockets = tempfile.TemporaryDirectory(prefix="iovirt-")
+        self.socket = f"{self.sockets.name}/ssh"
 
     def lab(self, *words: str, limit: float = 600) -> str:
         done = subprocess.run(
@@ -66,9 +77,32 @@ class Lab:
         self.lab("up", NAME, "--wait", limit=1200)
         self.inventory.write_text(self.lab("inventory", NAME))
 
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            subprocess.run([*self._ssh(), "-O", "exit"], capture_output=True, check=False)
+        self.sockets.cleanup()
+
+    def _ssh(self) -> list[str]:
+        host = hosts.need_running(NAME)
+        words = ssh.argv(host.port, hosts.key_of(host), hosts.folder_of(NAME) / "known_hosts")
+        # The first value of an option counts: before those that forbid a shared connection.
+        # A host that was rebooted is missed after half a minute.
+        mine = [f"ControlPath={self.socket}", "ServerAliveInterval=5", "ServerAliveCountMax=6"]
+        return [words[0], *(word for option in mine for word in ("-o", option)), *words[1:]]
+
     def shell(self, script: str, limit: float = 120) -> str:
         """What the host itself says. Fails when the last command of the script does."""
-        return self.lab("ssh", NAME, "--", script, limit=limit).strip()
+        ssh_words = self._ssh()
+        if subprocess.run([*ssh_words, "-O", "check"], capture_output=True, check=False).returncode:
+            # -f: it goes to the background when it is connected; nobody's pipe stays open with it.
+            subprocess.run(
+                [ssh_words[0], "-o", "ControlMaster=yes", *ssh_words[1:], "-fN"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=limit,
+            )  # fmt: skip
+        done = subprocess.run([*ssh_words, script], capture_output=True, text=True, timeout=limit, check=False)
+        if done.returncode:
+            raise AssertionError(f"{script[:200]!r} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout.strip()
 
     def module(self, name: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
         """One module, run by Ansible; its result, whether it succeeded or not."""
@@ -121,6 +155,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     host = Lab(tmp_path_factory.mktemp("lab"))
     host.start()
     yield host
+    host.stop()
     if "IOVIRT_LAB_HOST" not in os.environ:
         host.lab("down", NAME)
 
