@@ -268,7 +268,24 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     host.files.symlink(f"../{UNIT}", WANTED)
     # One more declared port is one more rule of udev: systemd, which takes long to read all its files, has nothing new.
     _reload(host, units=not enabled or any(path.startswith(UNITS) for path in others))
+    if RULES in others:
+        _mark(host, _ports_in(args["previous"]["files"].get(RULES) or "") ^ set(args["ours"]))
     _remove_engines(host, keep=args["version"])
+
+
+def _ports_in(rules: str) -> set[str]:
+    """The ports whose VFs' network devices are marked."""
+    return set(re.findall(r"PCI_SLOT_NAME=([^*]*)", rules))
+
+
+def _mark(host: Host, ports: Collection[str]) -> None:
+    """The network devices that are there get, or lose, their marks: udev looks at its rules when there is an event."""
+    vfs = [f"{sysfs.device(port)}/{name}" for port in ports for name in host.files.names(sysfs.device(port)) if name.startswith("virtfn")]
+    netdevs = [f"/sys/class/net/{netdev}" for vf in vfs for netdev in host.files.names(f"{vf}/net")]
+    if netdevs and host.files.exists("/run/systemd/system"):
+        code, _out, err = host.run(["udevadm", "trigger", "--action=change", *sorted(netdevs)])
+        if code:
+            raise EngineError(f"udevadm trigger failed: {err.strip() or code}.")
 
 
 def _is_other(files: Files, path: str, text: str) -> bool:
@@ -298,6 +315,7 @@ def undo_install(host: Host, args: Mapping[str, Any]) -> None:
         if text is not None:
             _write(host.files, path, text, 0o755 if path == COMMAND else 0o644)
     _reload(host)
+    _mark(host, _ports_in(previous["files"].get(RULES) or "") ^ set(args["ours"]))
 
 
 def remove(host: Host, args: Mapping[str, Any]) -> None:

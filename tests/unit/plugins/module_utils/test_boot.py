@@ -314,6 +314,22 @@ def test_vfs_that_the_host_had_before_stay_with_its_network_manager():
     assert "NM_UNMANAGED" not in sim.text(boot.RULES)
 
 
+def test_network_devices_that_are_there_get_their_marks_and_lose_them():
+    """udev looks at its rules when there is an event."""
+    sim = lab(igbvf_loaded=True)
+    sim.write(f"/sys/bus/pci/devices/{PF1}/sriov_numvfs", "2")
+    triggers = ["udevadm", "trigger", "--action=change", "/sys/class/net/enp129s0v0", "/sys/class/net/enp129s0v1"]
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    assert triggers not in sim.commands
+    for word in ("unmanaged", "managed"):
+        sim.commands.clear()
+        call(sim, sriov=[at(PF1, vf_count=2, vf_netdevs=word)])
+        assert ("NM_UNMANAGED" in sim.text(boot.RULES)) == (word == "unmanaged")
+        assert sim.commands.count(triggers) == 1
+        call(sim, sriov=[at(PF1, vf_count=2, vf_netdevs=word)])
+        assert sim.commands.count(triggers) == 1
+
+
 def test_a_driver_that_is_still_probing_is_waited_for():
     """Its probe holds the device's lock, as a hanging write does, and ends."""
     sim = lab()
