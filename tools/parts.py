@@ -218,8 +218,10 @@ def version() -> str:
 def machines() -> list[Part]:
     """The parts that start containers or virtual machines."""
     return [
-        tool("lab", "a real kernel: molecule's lab scenario, then what it must withstand", ["tests/lab/run"],
+        tool("lab", "a real kernel: molecule's lab scenario, then what it must withstand", ["tests/lab/run", "molecule"],
              hindrance=no_path("molecule/lab") or no_path("lab/lab"), groups=("lab",), limit=3600),
+        tool("lab-bare", "a real kernel: the other half, on a lab host of its own", ["tests/lab/run", "bare"],
+             hindrance=no_path("lab/lab"), groups=("lab",), limit=3600),
         tool("boot", "boot loaders and AMD-Vi with real reboots, a slice by the commit", ["tests/boot/run"],
              hindrance=no_path("lab/lab"), groups=("boot",), limit=2400),
         tool("boot-all", "every boot loader, and 30 power cuts", ["tests/boot/run", "all"],
