@@ -41,14 +41,14 @@ from iovirt_engine.errors import EngineError
 from iovirt_engine.host import FileSystem, Host, run_command
 from iovirt_engine.resources.common import Options
 
-def call(check, wishes):
+def call(check, wishes, allow=()):
     try:
         host = Host(files=FileSystem("/"), run=run_command, environment=os.environ)
-        return engine.devices(host, wishes, Options(), engine.Call(check=check))
+        return engine.devices(host, wishes, Options(allow=frozenset(allow)), engine.Call(check=check))
     except EngineError as error:
         return {"refused": str(error)}
 
-print(json.dumps([call(check, wishes) for check, wishes in json.loads(r'''%s''')]))
+print(json.dumps([call(*words) for words in json.loads(r'''%s''')]))
 END"""
 
 
@@ -117,11 +117,18 @@ class Lab:
         assert "Traceback" not in json.dumps(result), result
         return result
 
-    def calls(self, *what: tuple[bool, dict[str, Any]]) -> list[dict[str, Any]]:
-        """Calls of the engine that is on the host, each in check mode or not, at the price of one. It carries no copy of
-        itself, so it leaves the boot replay's files alone: `iovirt apply` lets the rules of udev follow."""
+    def calls(self, *what: tuple[Any, ...]) -> list[dict[str, Any]]:
+        """Calls of the engine that is on the host, at the price of one: check mode or not, the wishes, the allowed dangers.
+        It carries no copy of itself, so it leaves the boot replay's files alone: `iovirt apply` lets the rules of udev
+        follow."""
         answers: list[dict[str, Any]] = json.loads(self.shell(CALLS % json.dumps(what), limit=400))
         return answers
+
+    def apply(self, wishes: dict[str, Any], check: bool = False, allow: tuple[str, ...] = ()) -> dict[str, Any]:
+        """One such call, with a result as the module's: for what is about the engine and not about Ansible."""
+        (result,) = self.calls((check, wishes, allow))
+        said = result.get("refused") or "\n".join(result["failures"].values())
+        return {**result, "failed": bool(said), "msg": said}
 
     def playbook(self, path: str, variables: dict[str, Any], *words: str) -> str:
         given = self.folder / "vars.json"
@@ -167,4 +174,12 @@ def wishes(lab: Lab) -> dict[str, Any]:
     if lab.shell("ls /sys/kernel/iommu_groups") == "":
         lab.playbook("iovirt.host.site", variables)
     lab.replayed = lab.shell("cat /run/iovirt-replay.json")
-    return {"sriov": variables["sriov_devices"], "vfio": variables["vfio_devices"]}
+    return {"sriov": _listed(variables["sriov_devices"]), "vfio": _listed(variables["vfio_devices"])}
+
+
+def _listed(wishes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Selectors as the modules hand them to the engine: each key a list."""
+    return [
+        {**wish, "match": {key: value if isinstance(value, list) else [value] for key, value in wish["match"].items()}}
+        for wish in wishes
+    ]

@@ -25,8 +25,8 @@ def port(lab: Any, wishes: dict[str, Any]) -> Any:
     """The first igb port and its PCI address; afterwards the host is as it is meant to be again."""
     name = lab.shell(f"echo {PORT}")
     yield name, lab.shell(f"basename $(readlink -f /sys/class/net/{name}/device)")
-    lab.module("sriov", devices=[{"match": {"ifname": [name]}, "state": "absent"}])
-    assert not lab.module("devices", **wishes)["failed"]
+    lab.apply({"sriov": [{"match": {"ifname": [name]}, "state": "absent"}]})
+    assert not lab.apply(wishes)["failed"]
 
 
 def wish(name: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def assert_set(vfs: list[dict[str, Any]], rates: list[int]) -> None:
 
 def test_attributes_are_set_kept_and_come_back_with_the_driver(lab: Any, port: tuple[str, str]) -> None:
     name, address = port
-    done = lab.module("sriov", devices=[wish(name)])
+    done = lab.apply({"sriov": [wish(name)]})
     assert not done["failed"], done
     vfs = vfs_of(lab, name)
     assert_set(vfs, [0, 100, 200])
@@ -62,7 +62,7 @@ def test_attributes_are_set_kept_and_come_back_with_the_driver(lab: Any, port: t
     # The driver took the MAC over when it probed the VF, and its network device has the MTU.
     own = json.loads(lab.shell(f"ip -j link show dev $(ls /sys/bus/pci/devices/{address}/virtfn1/net)"))[0]
     assert (own["address"], own["mtu"]) == ("02:11:22:33:44:66", 1400)
-    assert not lab.module("sriov", devices=[wish(name)])["changed"]
+    assert not lab.apply({"sriov": [wish(name)]})["changed"]
 
     # The driver is loaded anew: all comes back without Ansible, the rates when there is a link.
     lab.shell(
@@ -83,15 +83,15 @@ def test_attributes_are_set_kept_and_come_back_with_the_driver(lab: Any, port: t
     assert_set(vfs_of(lab, name), [0, 100, 200])
     drivers = [lab.shell(f"basename $(readlink /sys/bus/pci/devices/{address}/virtfn{index}/driver)") for index in range(3)]
     assert drivers == ["vfio-pci", "igbvf", "igbvf"]
-    assert not lab.module("sriov", devices=[wish(name)])["changed"]
+    assert not lab.apply({"sriov": [wish(name)]})["changed"]
 
 
 def test_what_an_operator_set_survives_a_change_of_the_count(lab: Any, port: tuple[str, str]) -> None:
     name, _address = port
     count = len(vfs_of(lab, name))
-    assert not lab.module("sriov", devices=[{"match": {"ifname": [name]}, "vf_count": 2}], allow=["link_flap"])["failed"]
+    assert not lab.apply({"sriov": [{"match": {"ifname": [name]}, "vf_count": 2}]}, allow=("link_flap",))["failed"]
     lab.shell(f"ip link set dev {name} vf 1 vlan 42 qos 2; ip link set dev {name} vf 1 mac 02:aa:00:00:00:01")
-    done = lab.module("sriov", devices=[{"match": {"ifname": [name]}, "vf_count": 4}], allow=["link_flap"])
+    done = lab.apply({"sriov": [{"match": {"ifname": [name]}, "vf_count": 4}]}, allow=("link_flap",))
     assert not done["failed"], done
     vfs = vfs_of(lab, name)
     assert len(vfs) == 4 != count
@@ -104,14 +104,14 @@ def test_a_mac_that_a_driver_made_up_is_not_taken_for_one_that_was_set(lab: Any,
     name, address = port
     own = {"range": "0-1", "driver": "default"}
     wish = {"match": {"ifname": [name]}, "up": True, "vf_count": 2}
-    assert not lab.module("sriov", devices=[{**wish, "vf_count": 0}], allow=["link_flap"])["failed"]
-    assert not lab.module("sriov", devices=[{**wish, "vfs": [own]}], allow=["link_flap"])["failed"]
+    assert not lab.apply({"sriov": [{**wish, "vf_count": 0}]}, allow=("link_flap",))["failed"]
+    assert not lab.apply({"sriov": [{**wish, "vfs": [own]}]}, allow=("link_flap",))["failed"]
     waiting = f"for i in $(seq 30); do ip -d link show dev {name} | grep -q 'vf .* 00:00:00:00:00:00' || break; sleep 1; done"
     lab.shell(waiting)
     made_up = [vf["address"] for vf in vfs_of(lab, name)]
     assert len(made_up) == 2 and "00:00:00:00:00:00" not in made_up
     taken = [{"range": "0", "driver": "vfio-pci"}, {"range": "1", "driver": "default"}]
-    assert not lab.module("sriov", devices=[{**wish, "vfs": taken}])["failed"]
+    assert not lab.apply({"sriov": [{**wish, "vfs": taken}]})["failed"]
     assert [vf["address"] for vf in vfs_of(lab, name)] == ["00:00:00:00:00:00", made_up[1]]
     # What the engine relies on.
     vf = lab.shell(f"basename $(readlink /sys/bus/pci/devices/{address}/virtfn1)")
@@ -126,7 +126,7 @@ def test_what_igb_cannot_do_is_refused_with_nothing_changed(lab: Any, port: tupl
     name, _address = port
     before = vfs_of(lab, name)
     for vf, word in (({"link_state": "enable"}, "igb cannot set that"), ({"vlan": 4096}, "is not from 0 to 4094")):
-        result = lab.module("sriov", devices=[{"match": {"ifname": [name]}, "vfs": [{"range": "0", **vf}]}])
+        result = lab.apply({"sriov": [{"match": {"ifname": [name]}, "vfs": [{"range": "0", **vf}]}]})
         assert result["failed"]
         assert word in result["msg"]
     # The kernel itself says the same of the first one.

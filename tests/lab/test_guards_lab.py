@@ -117,7 +117,7 @@ def test_a_guest_and_a_network_that_libvirt_defined(wishes: dict[str, Any], lab:
         before = lab.snapshot()
         fewer = [{"match": {"address": [first]}, "vf_count": 1}, {"match": {"address": [second]}, "vf_count": 2}]
         for check in (True, False):
-            result = lab.module("sriov", check=check, devices=fewer)
+            result = lab.apply({"sriov": fewer}, check)
             assert result["failed"] is True, result
             assert f"{vf}: it is in use by the guest iovirt9 (libvirt; defined, not running)" in result["msg"]
             assert f"{second}: libvirt rules its VFs: its network iovirt9 hands them out" in result["msg"]

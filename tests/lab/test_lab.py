@@ -163,7 +163,7 @@ def test_a_pf_on_vfio_has_no_vfs_to_give(wishes: dict[str, Any], lab: Any) -> No
             f"cd /sys/bus/pci/devices/{port}; echo vfio-pci > driver_override; echo {port} > driver/unbind; "
             f"echo {port} > /sys/bus/pci/drivers_probe; readlink driver | grep -q vfio-pci"
         )
-        result = lab.module("sriov", devices=[{"match": {"address": [port]}, "vf_count": 1}])
+        result = lab.apply({"sriov": [{"match": {"address": [port]}, "vf_count": 1}]})
         assert result["failed"] is True and "vfio-pci does not do SR-IOV" in result["msg"] and port in result["msg"]
     finally:
         lab.shell(
@@ -191,7 +191,7 @@ def test_a_held_vf_is_not_taken(wishes: dict[str, Any], lab: Any) -> None:
     try:
         fewer = {**wishes["sriov"][0], "vf_count": 2, "vfs": []}
         for check in (True, False):
-            result = lab.module("sriov", check=check, devices=[fewer])
+            result = lab.apply({"sriov": [fewer]}, check)
             assert result["failed"] is True, result
             assert vf in result["msg"] and f"process {pid}" in result["msg"] and "in_use" in result["msg"]
         assert lab.snapshot() == before
@@ -205,7 +205,7 @@ def test_a_half_written_state_file_is_named(wishes: dict[str, Any], lab: Any) ->
     before = lab.snapshot()
     try:
         for check in (True, False):
-            result = lab.module("devices", check=check, **wishes)
+            result = lab.apply(wishes, check)
             assert result["failed"] is True and "/etc/iovirt/sriov.json" in result["msg"]
         assert lab.snapshot() == before
     finally:
@@ -224,16 +224,16 @@ def test_late_vf_drivers_are_no_race(wishes: dict[str, Any], lab: Any) -> None:
     lab.shell("modprobe -r igbvf; ! lsmod | grep -q igbvf")
     ports = wishes["sriov"][0]
     more = {**ports, "vf_count": 4, "vfs": [*ports["vfs"], {"range": "2-3", "driver": "default"}]}
-    result = lab.module("devices", sriov=[more])
+    result = lab.apply({"sriov": [more]})
     assert not result["failed"], result
     assert sorted(lab.drivers().values()) == ["", *["igbvf"] * 4, *["vfio-pci"] * 5]
     lab.shell("modprobe -r igbvf")
-    result = lab.module("devices", **wishes)
+    result = lab.apply(wishes)
     assert not result["failed"], result
     # VF 2 has no wish: udev gives it its driver in its own time.
     lab.shell("for i in $(seq 30); do [ $(ls -d /sys/bus/pci/drivers/igbvf/0* 2>/dev/null | wc -l) = 2 ] && exit 0; sleep 1; done; exit 1")
     expected_drivers(lab)
-    assert lab.module("devices", **wishes)["changed"] is False
+    assert lab.apply(wishes)["changed"] is False
 
 
 def test_a_driver_reload_brings_all_back(wishes: dict[str, Any], lab: Any) -> None:
@@ -243,7 +243,7 @@ def test_a_driver_reload_brings_all_back(wishes: dict[str, Any], lab: Any) -> No
         "! systemctl is-active -q 'iovirt-replay@*' && exit 0; done; exit 1"
     )
     expected_drivers(lab)
-    assert lab.module("devices", **wishes)["changed"] is False
+    assert lab.apply(wishes)["changed"] is False
 
 
 def test_everything_is_given_back(wishes: dict[str, Any], lab: Any) -> None:

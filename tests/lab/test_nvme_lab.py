@@ -177,13 +177,13 @@ def test_what_the_controller_keeps_for_itself(lab: Any, pf: str) -> None:
         return number
 
     # Where the host uses a disk of it, that danger is the test's.
-    done = lab.module("sriov", devices=[wish(pf, nvme_primary_queues=4)], allow=["boot_disk"])
+    done = lab.apply({"sriov": [wish(pf, nvme_primary_queues=4)]}, allow=("boot_disk",))
     assert not done["failed"], done
     assert kept() == 4
     assert drivers(lab, pf) == ["nvme", "nvme"]
-    assert lab.module("sriov", devices=[wish(pf, nvme_primary_queues=4)])["changed"] is False
+    assert lab.apply({"sriov": [wish(pf, nvme_primary_queues=4)]})["changed"] is False
     more = {**wish(pf, 3, nvme_primary_queues=4), "vfs": None, "vf_defaults": READY}
-    result = lab.module("sriov", check=True, devices=[more])
+    result = lab.apply({"sriov": [more]}, check=True)
     assert "6 queues are wished for its VFs" in result["msg"]
     assert "has 8 and keeps 4" in result["msg"]
     bare(lab, pf)

@@ -46,7 +46,7 @@ def monitor(lab: Any, command: str) -> str:
 @pytest.fixture
 def guest(wishes: dict[str, Any], lab: Any) -> Iterator[dict[str, str]]:
     """A running guest that holds VF 0 of the first port by vfio-pci."""
-    assert not lab.module("devices", **wishes)["failed"]
+    assert not lab.apply(wishes)["failed"]
     pf = lab.shell("basename $(ls -d /sys/bus/pci/drivers/igb/0* | head -1)")
     vf = lab.shell(f"basename $(readlink /sys/bus/pci/devices/{pf}/virtfn0)")
     try:
@@ -55,7 +55,7 @@ def guest(wishes: dict[str, Any], lab: Any) -> Iterator[dict[str, str]]:
     finally:
         # What is taken from a guest by force may hang until the guest is gone: that is ended first.
         lab.shell("systemctl kill -s KILL guest 2>/dev/null; systemctl stop guest writer 2>/dev/null; rm -rf /root/guest*; true")
-        result = lab.module("devices", allow=["in_use"], **wishes)
+        result = lab.apply(wishes, allow=("in_use",))
         assert not result["failed"], result
 
 
@@ -68,7 +68,7 @@ def test_a_paused_guest_makes_nothing_hang(guest: dict[str, str], wishes: dict[s
     fewer = {"match": {"address": [pf]}, "vf_count": 2}
     before = lab.snapshot()
     for check in (True, False):
-        result = lab.module("sriov", check=check, devices=[fewer])
+        result = lab.apply({"sriov": [fewer]}, check)
         assert result["failed"] is True
         assert f"{vf}: it is in use by process {pid} (qemu-system-x86) (IOMMU group" in result["msg"], result
         assert "allow: [in_use]" in result["msg"]
@@ -83,21 +83,21 @@ def test_a_paused_guest_makes_nothing_hang(guest: dict[str, str], wishes: dict[s
 
     # The next runs say so, on this port and on another one, and what needs no change is done with.
     asked = time.monotonic()
-    result = lab.module("sriov", devices=[fewer])
+    result = lab.apply({"sriov": [fewer]})
     assert result["failed"] is True and "the kernel does not answer for" in result["msg"], result
     other = lab.shell("basename $(ls -d /sys/bus/pci/drivers/igb/0* | tail -1)")
-    result = lab.module("sriov", devices=[{"match": {"address": [other]}, "vf_count": 2}])
+    result = lab.apply({"sriov": [{"match": {"address": [other]}, "vf_count": 2}]})
     assert result["failed"] is True and f"{other}: its number of VFs cannot change while" in result["msg"], result
-    result = lab.module("devices", sriov=[{**ports, "match": {"address": [other]}, "expect": None}, nvme], vfio=wishes["vfio"])
+    result = lab.apply({"sriov": [{**ports, "match": {"address": [other]}, "expect": None}, nvme], "vfio": wishes["vfio"]})
     assert not result["failed"] and result["changed"] is False, result
     assert time.monotonic() - asked < 200
 
     # The guest goes on: it lets the VF go, the write ends, and the next run puts all back.
     monitor(lab, "cont")
     lab.shell(f"for i in $(seq 60); do ls /sys/bus/pci/devices/{pf} | grep -q virtfn || exit 0; sleep 1; done; exit 1")
-    result = lab.module("devices", **wishes)
+    result = lab.apply(wishes)
     assert not result["failed"] and result["changed"] is True, result
-    assert lab.module("devices", **wishes)["changed"] is False
+    assert lab.apply(wishes)["changed"] is False
 
 
 APPLY_WITH_SHORT_LIMIT = """timeout 120 python3 -I - <<'X'

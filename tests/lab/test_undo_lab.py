@@ -44,7 +44,7 @@ def test_a_driver_that_refuses_living_vfs(lab: Any, port: str) -> None:
     """ahci wants a sixth memory region that an igb VF has not. By then VF 0 has left vfio-pci."""
     before = snapshot(lab)
     vfs = [{"range": "0", "driver": "igbvf"}, {"range": "1", "driver": "ahci"}]
-    result = lab.module("sriov", devices=[{"match": {"address": [port]}, "vf_count": 3, "vfs": vfs}])
+    result = lab.apply({"sriov": [{"match": {"address": [port]}, "vf_count": 3, "vfs": vfs}]})
     assert result["failed"] is True and list(result["failures"]) == [port], result
     assert "ahci did not take" in result["msg"] and "undone, and so were the steps before it" in result["msg"]
     assert settings(snapshot(lab)) == settings(before)
@@ -56,7 +56,7 @@ def test_a_driver_that_refuses_after_a_count(lab: Any, port: str) -> None:
     before = snapshot(lab)
     addresses = "|".join(lab.shell(f"cd /sys/bus/pci/devices/{port}; for v in virtfn*; do basename $(readlink $v); done").split())
     vfs = [{"range": "0-1", "driver": "vfio-pci"}, {"range": "4", "driver": "ahci"}]
-    result = lab.module("sriov", devices=[{"match": {"address": [port]}, "vf_count": 5, "vfs": vfs}])
+    result = lab.apply({"sriov": [{"match": {"address": [port]}, "vf_count": 5, "vfs": vfs}]})
     assert result["failed"] is True and list(result["failures"]) == [port], result
     assert "ahci did not take" in result["msg"] and "undone" in result["msg"]
     assert but_for_new_vfs(snapshot(lab), addresses) == but_for_new_vfs(before, addresses)
@@ -69,7 +69,7 @@ def test_a_record_that_cannot_be_written(lab: Any, port: str) -> None:
     lab.shell("mount --bind /etc/iovirt /etc/iovirt && mount -o remount,ro,bind /etc/iovirt")
     try:
         vfs = [{"range": "0", "driver": "igbvf"}, {"range": "1", "driver": "vfio-pci"}]
-        result = lab.module("sriov", devices=[{"match": {"address": [port]}, "vf_count": 3, "vfs": vfs}])
+        result = lab.apply({"sriov": [{"match": {"address": [port]}, "vf_count": 3, "vfs": vfs}]})
     finally:
         lab.shell("umount /etc/iovirt")
     assert result["failed"] is True and list(result["failures"]) == [port], result
