@@ -157,7 +157,7 @@ def test_an_unknown_word_is_refused_by_the_modules(wishes: dict[str, Any], lab: 
 
 def test_a_pf_on_vfio_has_no_vfs_to_give(wishes: dict[str, Any], lab: Any) -> None:
     port = lab.shell("basename $(ls -d /sys/bus/pci/drivers/igb/0* | tail -1)")
-    lab.shell(f"cp -a /etc/iovirt /root/iovirt-kept; echo 0 > /sys/bus/pci/devices/{port}/sriov_numvfs")
+    lab.shell(f"echo 0 > /sys/bus/pci/devices/{port}/sriov_numvfs")
     try:
         lab.shell(
             f"cd /sys/bus/pci/devices/{port}; echo vfio-pci > driver_override; echo {port} > driver/unbind; "
