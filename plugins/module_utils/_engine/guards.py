@@ -123,6 +123,8 @@ def _reach(state: State, netdev: Netdev, leaving: Collection[str] = ()) -> Itera
     todo = [(netdev, False)]
     seen = set()
     while todo:
+        # What is also reached without a second way down is lost.
+        todo.sort(key=lambda item: not item[1])
         current, shared = todo.pop()
         if current.name in seen:
             continue
@@ -178,7 +180,6 @@ def _lost_network(state: State, function: Function, going: Collection[str]) -> I
             else:
                 reason = f"its port {netdev.name} carries {what}{through}."
                 yield _refusal(function, "management", reason)
-            break
 
 
 def before_new_netdev(state: State, pf: Function) -> list[Refusal]:

@@ -93,6 +93,18 @@ def test_one_leg_of_a_bond():
     stands(sim, PF1, "link_flap", "one leg of bond0", "192.0.2.1")
 
 
+@pytest.mark.parametrize("name", ["a-storage", "storage"])
+def test_a_leg_of_a_bond_that_carries_an_address_of_its_own_too(name):
+    """Whichever of the two comes first in sysfs."""
+    sim = lab()
+    sim.nets["bond0"] = Net(kind="bond", lowers=[PORT1, PORT2], addresses=["192.0.2.1"])
+    sim.nets[PORT1] = sim.nets[PORT2] = Net()
+    sim.nets[name] = Net(kind="macvlan", lowers=[PORT1], addresses=["198.51.100.7"])
+    refused(sim, "one leg of bond0", "the address 192.0.2.1", "allow: [link_flap]", vfio=[at(PF1)], allow=("management",))
+    refused(sim, "the address 198.51.100.7", "allow: [management]", vfio=[at(PF1)], allow=("link_flap",))
+    assert call(sim, vfio=[at(PF1)], allow=("link_flap", "management"))["changed"]
+
+
 def test_the_last_living_leg_of_a_bond():
     sim = lab()
     sim.nets["bond0"] = Net(kind="bond", lowers=[PORT1, PORT2], addresses=["192.0.2.1"])
