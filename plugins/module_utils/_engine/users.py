@@ -22,8 +22,16 @@ from .model import Function, State, User
 from .read import ADDRESS, functions_below
 
 #: Class folder below a PCI function -> where the device files of its entries are. A process that holds one open works
-#: with the device: uio is DPDK's, drm and accel are a display's or a computation's, ptp is a clock daemon's.
-_NODES = {"uio": "/dev", "drm": "/dev/dri", "accel": "/dev/accel", "ptp": "/dev"}
+#: with the device: uio is DPDK's, drm and accel are a display's or a computation's, ptp is a clock daemon's, nvme is the
+#: controller itself.
+_NODES = {"uio": "/dev", "drm": "/dev/dri", "accel": "/dev/accel", "ptp": "/dev", "nvme": "/dev"}
+
+#: Class of what stores data -> what its device files are. A namespace of NVMe has one for each way in (block, and
+#: passthrough by io_uring: drivers/nvme/host/core.c, nvme_cdev_add).
+_STORES = {"block": "disk", "nvme-generic": "NVMe namespace"}
+
+#: A device that vfio has without an IOMMU goes by names of its own (vfio_group_alloc in drivers/vfio/group.c).
+_VFIO_PREFIXES = ("", "noiommu-")
 
 #: udev's workers open each disk for a moment and let it go by themselves.
 _PASSING = ("(udev-worker)", "systemd-udevd")
@@ -100,18 +108,21 @@ def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]
     for address, function in state.functions.items():
         if is_vfio(function.driver) and function.group:
             what, members = f"IOMMU group {function.group}", _on_vfio(state, function.group)
-            nodes[f"/dev/vfio/{function.group}"] = (what, members)
-            for name in files.names(f"{sysfs.device(address)}/vfio-dev"):
+            devices = files.names(f"{sysfs.device(address)}/vfio-dev")
+            for prefix in _VFIO_PREFIXES:
+                nodes[f"/dev/vfio/{prefix}{function.group}"] = (what, members)
                 # Who opens one device of a group owns the whole group (iommu_device_claim_dma_owner).
-                nodes[f"/dev/vfio/devices/{name}"] = (what, members)
+                nodes.update({f"/dev/vfio/devices/{prefix}{name}": (what, members) for name in devices})
         for folder, place in _NODES.items():
             for name in files.names(f"{sysfs.device(address)}/{folder}") if function.driver else ():
                 nodes.setdefault(f"{place}/{name}", (f"{place}/{name}", [address]))
     for name in files.names("/sys/class/infiniband_verbs"):
         addresses = _functions_of_rdma(files, state, files.attr(f"/sys/class/infiniband_verbs/{name}/ibdev") or "")
         nodes[f"/dev/infiniband/{name}"] = (f"/dev/infiniband/{name}, RDMA,", addresses)
-    for name in files.names("/sys/class/block"):
-        nodes[f"/dev/{name}"] = (f"the disk {name}", functions_below(files, files.resolve(f"/sys/class/block/{name}")))
+    for kind, called in _STORES.items():
+        for name in files.names(f"/sys/class/{kind}"):
+            below = functions_below(files, files.resolve(f"/sys/class/{kind}/{name}"))
+            nodes[f"/dev/{name}"] = (f"the {called} {name}", below)
     return {path: (what, addresses) for path, (what, addresses) in nodes.items() if addresses}
 
 

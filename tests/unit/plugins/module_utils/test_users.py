@@ -115,6 +115,30 @@ def test_a_guest_that_has_the_whole_disk_as_a_file():
     in_use(sim, NVME, "process 4242 (qemu-system-x86) (the disk nvme0n1p1 is held open)")
 
 
+@pytest.mark.parametrize("node", ["noiommu-{group}", "devices/noiommu-vfio0"])
+def test_a_process_that_has_a_device_without_an_iommu(node):
+    """DPDK on a machine without an IOMMU (enable_unsafe_noiommu_mode): the group file has another name."""
+    sim = lab(vfio_loaded=True)
+    call(sim, vfio=[at(EDU)])
+    sim.files[f"{sim.functions[EDU].path}/vfio-dev/vfio0/dev"] = "511:0\n"
+    holding(sim, f"/dev/vfio/{node.format(group=sim.functions[EDU].group)}", name="dpdk-testpmd")
+    in_use(sim, EDU, "process 4242 (dpdk-testpmd)", wish={"vfio": [at(EDU, state="absent")]})
+
+
+@pytest.mark.parametrize(("node", "what"), [
+    ("ng0n1", "the NVMe namespace ng0n1 is held open"),
+    ("nvme0", "/dev/nvme0 is held open"),
+])
+def test_a_process_that_works_with_nvme_past_the_disk(node, what):
+    """io_uring passthrough and nvme-cli: neither opens a disk."""
+    sim = lab()
+    path = sim.functions[NVME].path
+    sim.files[f"{path}/nvme/nvme0/ng0n1/dev"] = "242:0\n"
+    sim.links["/sys/class/nvme-generic/ng0n1"] = f"{path}/nvme/nvme0/ng0n1"
+    holding(sim, f"/dev/{node}")
+    in_use(sim, NVME, f"process 4242 (qemu-system-x86) ({what})")
+
+
 def test_udev_looks_at_each_disk_and_goes():
     sim = lab()
     holding(sim, "/dev/nvme0n1", name="(udev-worker)")
