@@ -50,7 +50,7 @@ def _against(state: State, function: Function, group: Group | None) -> str | Non
         return "It is a bridge; a bridge is never given to a guest."
     if group is None:
         return "The kernel has put it into no IOMMU group, so its memory accesses cannot be fenced in."
-    refusal = next(iter(guards.before_assignment(state, function, ())), None)
+    refusal = next(iter(guards.before_assignment(state, function)), None)
     if refusal:
         return refusal.reason[0].upper() + refusal.reason[1:]
     direct = [region for region in group.reserved if region[2] == "direct"]

@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import after_link, boot, initramfs, match, read, report, store
+from . import after_link, boot, guards, initramfs, match, read, report, store
 from .drivers import is_vfio
 from .errors import EngineError
 from .host import Host
-from .model import HOST, Action, Outcome, Plan, Refusal, State
+from .model import DANGERS, HOST, Action, Outcome, Plan, Refusal, State
 from .plain import dataclass
 from .read import Needs
 from .resources import common, sriov, vfio
@@ -67,7 +67,11 @@ def _turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
 
 def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
     state = _read(host, wishes, options)
-    plan = plan_devices(host, state, wishes, options, call.declare)
+    # What the call would take if nothing stood against it: each guard has to know the whole of that.
+    plan = plan_devices(host, state, wishes, replace(options, allow=frozenset(DANGERS)), call.declare)
+    if plan.refusals or any(_touches_a_device(action) for action in plan.actions):
+        state = guards.foreseen(state, plan.actions)
+        plan = plan_devices(host, state, wishes, options, call.declare)
     if any(_touches_a_device(action) for action in plan.actions) and not plan.refusals:
         # Only now is it worth looking into every process of the host.
         from . import users

@@ -9,12 +9,14 @@ Pure: whom a step would hurt stands in the state, read by read.py, users.py, kee
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Callable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Callable
 
 from . import keepers
-from .drivers import is_vfio
-from .model import Function, Netdev, Refusal, State, User
+from .drivers import ESWITCH, ESWITCH_UNKNOWN, is_vfio
+from .link import VLAN
+from .model import Action, Function, Netdev, Refusal, State, User
 
 #: Drivers under which a function may sit in a group that a guest uses (drivers/vfio/vfio_main.c of old, and the
 #: no-driver rule of iommu_group_claim_dma_owner, drivers/iommu/iommu.c). Bridges never need a driver change.
@@ -30,13 +32,72 @@ SWITCHES = ("bridge", "openvswitch")
 PORTS_OF_GUESTS = ("tun", "veth", "macvtap", "ipvtap")
 
 
-def before_unbind(state: State, function: Function, going: Collection[str] = ()) -> list[Refusal]:
-    """What stands against taking the driver away from a function. `going` are the functions that the same call takes
-    from the host as well: no leg of a bond can count on them."""
-    found = list(_lost_network(state, function, going)) + list(_lost_disks(function))
+def foreseen(state: State, actions: Iterable[Action]) -> State:
+    """The state with what the steps of a call take together, whatever stands against each: no leg of a bond can count on
+    one that goes as well, nor a guest on a sibling in its group that the host gets back."""
+    going: set[str] = set()
+    becoming: dict[str, str | None] = {}
+    for action in actions:
+        function = state.functions.get(action.unit)
+        if function:
+            going.update(_goes(state, function, action))
+            becoming.update(_becomes(function, action))
+    return replace(state, going=frozenset(going), becoming=becoming)
+
+
+def _goes(state: State, function: Function, action: Action) -> list[str]:
+    """The network devices that a step takes away, sets down, cuts off or makes anew without what was set on them."""
+    kind, args = action.kind, action.args
+    going: list[str] = []
+    if kind == "set_up" and not args["up"]:
+        going = [args["netdev"]]
+    elif kind == "set_vf_count":
+        going = list(function.representors)
+    elif kind == "devlink_reload" or (kind == "set_eswitch" and args["key"] == "mode"):
+        keeps = kind == "set_eswitch" and ESWITCH.get(function.driver or "", ESWITCH_UNKNOWN).keeps_netdev
+        going = [*function.representors, *(() if keeps else function.netdevs)]
+    elif kind in ("bind", "release") and "index" not in args:
+        going = list(function.netdevs)
+    vfs = [state.functions.get(_vfs(function).get(int(index), "")) for index in _vfs_cut_off(function, action)]
+    return going + [name for vf in vfs if vf for name in vf.netdevs]
+
+
+def _vfs_cut_off(function: Function, action: Action) -> Iterable[Any]:
+    """The indexes of the VFs whose network devices a step takes away or cuts off."""
+    kind, args = action.kind, action.args
+    if kind == "set_vf_count" or (kind == "set_up" and not args["up"]):
+        # Many a VF has its link from its PF.
+        return _vfs(function)
+    if kind == "detach_vfs":
+        return list(args["drivers"])
+    if kind == "set_msix_count":
+        return [index for index, vf in args["vfs"].items() if vf["driver"]]
+    if kind == "set_vf_attributes":
+        return [index for index, vf in args["vfs"].items() if _cuts_off(vf["set"])]
+    return [args["index"]] if kind in ("bind", "release", "unbind") and "index" in args else []
+
+
+def _becomes(function: Function, action: Action) -> dict[str, str | None]:
+    """Device -> the driver that a step gives it."""
+    args = action.args
+    if action.kind == "set_vf_count":
+        return {address: None for index, address in _vfs(function).items() if index >= args["to"]}
+    if action.kind not in ("bind", "release"):
+        return {}
+    address = _vfs(function).get(args["index"]) if "index" in args else function.address
+    return {address: args["driver"] if action.kind == "bind" else args["native"]} if address else {}
+
+
+def _vfs(function: Function) -> Mapping[int, str]:
+    return function.sriov.vfs if function.sriov else {}
+
+
+def before_unbind(state: State, function: Function) -> list[Refusal]:
+    """What stands against taking the driver away from a function."""
+    found = list(_lost_network(state, function)) + list(_lost_disks(function))
     # A guest that does not run wants the device on vfio, or its port by macvtap: it loses nothing before that goes.
     on_vfio = is_vfio(function.driver)
-    found += _used(state, function, lambda user: not user.idle or user.by_netdev != on_vfio, going)
+    found += _used(state, function, lambda user: not user.idle or user.by_netdev != on_vfio)
     found += _console(state, function)
     found += ruled_by_others(state, function, keepers.DRIVER)
     pf = state.functions.get(function.physfn or "")
@@ -44,8 +105,9 @@ def before_unbind(state: State, function: Function, going: Collection[str] = ())
 
 
 def before_down(state: State, function: Function) -> list[Refusal]:
-    """What stands against setting a function's network device down."""
-    return list(_lost_network(state, function, ()))
+    """What stands against setting a PF's network device down: many a VF has its link from its PF."""
+    vfs = [state.functions[address] for address in _vfs(function).values() if address in state.functions]
+    return [refusal for f in (function, *vfs) for refusal in (*_lost_network(state, f), *_used(state, f, _active))]
 
 
 def before_recount(
@@ -54,19 +116,31 @@ def before_recount(
     """What stands against changing the number of VFs, or what else takes its VFs away for a moment: all present VFs
     vanish, and the PF's link goes down. `count` is the number that there will be."""
     found = list(_flapping(state, pf, doing))
-    vfs = pf.sriov.vfs if pf.sriov else {}
+    vfs = _vfs(pf)
     for index, address in vfs.items():
         vf = state.functions.get(address)
         if vf:
-            found += list(_lost_network(state, vf, list(vfs.values()))) + list(_lost_disks(vf))
+            found += list(_lost_network(state, vf)) + list(_lost_disks(vf))
             # A VF that comes back is all that a guest wants that does not run.
-            found += _used(state, vf, _active if index < count else _anyone, list(vfs.values()))
+            found += _used(state, vf, _active if index < count else _anyone)
+    found += _lost_representors(state, pf)
     return found + ruled_by_others(state, pf, keepers.COUNT, *([keepers.VFS] if vfs else []))
 
 
-def before_attributes(state: State, pf: Function) -> list[Refusal]:
-    """What stands against setting what VFs are set to (addresses, VLANs, rates)."""
-    return ruled_by_others(state, pf, keepers.ATTRIBUTES)
+def before_attributes(state: State, pf: Function, todo: Mapping[int, Mapping[str, Any]]) -> list[Refusal]:
+    """What stands against setting what VFs are set to (addresses, VLANs, rates): `todo` by the index of a VF that is
+    there."""
+    found = ruled_by_others(state, pf, keepers.ATTRIBUTES)
+    for index, values in todo.items():
+        vf = state.functions.get(_vfs(pf).get(index, ""))
+        if vf and _cuts_off(values):
+            found += [*_lost_network(state, vf), *_used(state, vf, _active)]
+    return found
+
+
+def _cuts_off(values: Mapping[str, Any]) -> bool:
+    """Does setting this leave a VF without the network that it had?"""
+    return values.get("link_state") == "disable" or any(key in values for key in VLAN)
 
 
 def before_eswitch(state: State, pf: Function) -> list[Refusal]:
@@ -85,21 +159,31 @@ def ruled_by_others(state: State, function: Function, *what: str, vf: Function |
     return found
 
 
-def before_assignment(state: State, function: Function, going: Collection[str]) -> list[Refusal]:
-    """What stands against giving a function to a guest: siblings in its IOMMU group that the host goes on using.
-    `going` are the functions that the same call takes from the host as well."""
+def before_assignment(state: State, function: Function, driver: str | None = "vfio-pci") -> list[Refusal]:
+    """What stands against giving a function to a guest, or (with a driver of the host) back to the host: siblings in its
+    IOMMU group that are on the other side, and stay there."""
+    for address, other in _siblings(state, function):
+        reason = None
+        if is_vfio(driver) and _of_host(other):
+            reason = f"which the host uses (driver {other}): no guest can take one without the other."
+        elif _of_host(driver) and is_vfio(other):
+            reason = f"which is for a guest (driver {other}): no guest can have it while the host uses this one (driver {driver})."
+        if reason:
+            return [_refusal(function, "group", f"its IOMMU group {function.group} also holds {address}, {reason}")]
+    return []
+
+
+def _siblings(state: State, function: Function) -> Iterator[tuple[str, str | None]]:
+    """The others in a function's IOMMU group, each with the driver that it will have after this call."""
     group = state.iommu.groups.get(function.group or "")
     for address in group.members if group else ():
         sibling = state.functions.get(address)
-        if sibling is None or address == function.address or address in going or sibling.is_bridge:
-            continue
-        if sibling.driver and not is_vfio(sibling.driver) and sibling.driver not in HARMLESS_DRIVERS:
-            reason = (
-                f"its IOMMU group {function.group} also holds {address}, which the host uses (driver {sibling.driver}): "
-                "no guest can take one without the other."
-            )
-            return [_refusal(function, "group", reason)]
-    return []
+        if sibling and address != function.address and not sibling.is_bridge:
+            yield address, state.becoming.get(address, sibling.driver)
+
+
+def _of_host(driver: str | None) -> bool:
+    return driver is not None and not is_vfio(driver) and driver not in HARMLESS_DRIVERS
 
 
 def before_reset(function: Function) -> list[Refusal]:
@@ -145,9 +229,9 @@ def _reach(state: State, netdev: Netdev, leaving: Collection[str] = ()) -> Itera
                 todo.append((upper, shared or (upper.kind in REDUNDANT and stays)))
 
 
-def _leaving(state: State, addresses: Collection[str]) -> set[str]:
-    """The netdevs of functions that go, and those above that rest on nothing else."""
-    gone = {name for address in addresses if address in state.functions for name in state.functions[address].netdevs}
+def _leaving(state: State, function: Function) -> set[str]:
+    """The netdevs that go with a function or in the same call, and those above that rest on nothing else."""
+    gone = {*function.netdevs, *state.going}
     while True:
         more = {n.name for n in state.netdevs.values() if n.lowers and gone.issuperset(n.lowers)} - gone
         if not more:
@@ -166,8 +250,8 @@ def _carries(state: State, netdev: Netdev) -> str | None:
     return None
 
 
-def _lost_network(state: State, function: Function, going: Collection[str]) -> Iterator[Refusal]:
-    leaving = _leaving(state, {function.address, *going})
+def _lost_network(state: State, function: Function) -> Iterator[Refusal]:
+    leaving = _leaving(state, function)
     for netdev in _netdevs(state, function):
         for reached, shared in _reach(state, netdev, leaving):
             what = _carries(state, reached)
@@ -175,16 +259,34 @@ def _lost_network(state: State, function: Function, going: Collection[str]) -> I
                 continue
             through = "" if reached.name == netdev.name else f" through {reached.name}"
             if shared:
-                reason = f"its port {netdev.name} is one leg of {reached.name}, which carries {what}."
+                reason = f"its {_called(function, netdev)} is one leg of {reached.name}, which carries {what}."
                 yield _refusal(function, "link_flap", reason)
             else:
-                reason = f"its port {netdev.name} carries {what}{through}."
+                reason = f"its {_called(function, netdev)} carries {what}{through}."
                 yield _refusal(function, "management", reason)
 
 
 def before_new_netdev(state: State, pf: Function) -> list[Refusal]:
-    """What stands against a step after which the PF's port has another network device, without addresses and masters."""
-    return list(_lost_network(state, pf, ()))
+    """What stands against a step after which the PF's port has another network device, without addresses and masters,
+    and another RDMA device."""
+    return list(_lost_network(state, pf)) + _used(state, pf, _active)
+
+
+def _called(function: Function, netdev: Netdev) -> str:
+    return f"{'representor' if netdev.name in function.representors else 'port'} {netdev.name}"
+
+
+def _lost_representors(state: State, pf: Function) -> list[Refusal]:
+    """What is lost with the representors of VFs, which go with them. One in a switch beside the PF's own port is there
+    for the user of its VF, who is asked about that; any other one may be what the host or a guest lives on."""
+    switches = {r.name for n in _netdevs(state, pf) for r, _shared in _reach(state, n) if r.kind in SWITCHES}
+    alone = tuple(
+        name
+        for name in pf.representors
+        if name in state.netdevs and not switches & {r.name for r, _shared in _reach(state, state.netdevs[name])}
+    )
+    standing = replace(pf, netdevs=alone)
+    return list(_lost_network(state, standing)) + _used(state, standing, _nobody)
 
 
 def _flapping(state: State, pf: Function, doing: str) -> Iterator[Refusal]:
@@ -218,17 +320,21 @@ def _anyone(_user: User) -> bool:
     return True
 
 
-def _used(state: State, function: Function, counts: Callable[[User], bool], going: Collection[str]) -> list[Refusal]:
+def _nobody(_user: User) -> bool:
+    return False
+
+
+def _used(state: State, function: Function, counts: Callable[[User], bool]) -> list[Refusal]:
     """Who else loses the function, of those who count."""
     names = _names(state, function, counts)
     found = []
     for netdev in _netdevs(state, function):
         if netdev.xdp:
             names.append(f"XDP on {netdev.name} ({netdev.xdp})")
-        for reached, shared in _reach(state, netdev, _leaving(state, {function.address, *going})):
+        for reached, shared in _reach(state, netdev, _leaving(state, function)):
             riders = _riders(state, netdev, reached)
             if riders and shared:
-                reason = f"its port {netdev.name} is one leg of what carries {riders}."
+                reason = f"its {_called(function, netdev)} is one leg of what carries {riders}."
                 found.append(_refusal(function, "link_flap", reason))
             elif riders:
                 names.append(riders)

@@ -229,6 +229,10 @@ class State:
     moved: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     #: resource -> address of now -> address of the record, where the record cannot follow.
     keys: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    #: What the call takes (guards.foreseen): network devices that go or are cut off, and device -> the driver that it
+    #: will have.
+    going: frozenset[str] = frozenset()
+    becoming: Mapping[str, str | None] = field(default_factory=dict)
     #: Part of a resource -> device -> what that part alone wants to know, read only for devices whose wish needs it.
     more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -31,9 +31,8 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
     """What makes the wishes true on this host."""
     result = Plan()
     found, result.refusals = common.targets(state, NAME, wishes, options)
-    going = {target.function.address for target in found if not target.absent}
     for target in found:
-        result.extend(_give_back(state, target, options) if target.absent else _take(state, target, going, options))
+        result.extend(_give_back(state, target, options) if target.absent else _take(state, target, options))
     return result
 
 
@@ -137,7 +136,7 @@ def _ruled_through_pf(state: State, target: Target) -> list[Refusal]:
     return []
 
 
-def _take(state: State, target: Target, going: set[str], options: Options) -> Plan:
+def _take(state: State, target: Target, options: Options) -> Plan:
     result = Plan()
     function, driver = target.function, _wished_driver(state, target)
     if common.refuse_all(result, common.conflict(state, NAME, target) + _check(state, target)):
@@ -155,7 +154,7 @@ def _take(state: State, target: Target, going: set[str], options: Options) -> Pl
     if function.driver == driver:
         result.actions = common.declare(state, NAME, function, wish, origin)
         return result
-    dangers = guards.before_unbind(state, function, going) + guards.before_assignment(state, function, going)
+    dangers = guards.before_unbind(state, function) + guards.before_assignment(state, function, driver)
     if common.guarded(result, dangers, options, function.address):
         return result
     result.actions = common.declare(state, NAME, function, wish, origin, result.waived)
@@ -192,9 +191,12 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
     # Gone, or another card stands there now: that one is nobody's to give back.
     same = store.not_the_same(state, function.address, entry["identity"]) is None
     if same and not _as_before(function, entry["origin"]):
-        if common.guarded(result, guards.before_unbind(state, function), options, function.address):
+        release = _release(function, entry["origin"])
+        dangers = guards.before_unbind(state, function)
+        dangers += guards.before_assignment(state, function, release.args["native"])
+        if common.guarded(result, dangers, options, function.address):
             return result
-        result.actions.append(_release(function, entry["origin"]))
+        result.actions.append(release)
     result.actions += common.forget(state, NAME, function)
     return result
 

@@ -455,7 +455,7 @@ def plan(port: Port) -> Plan:
     result = Plan()
     todo = _without_held(port, _to_do(port, _before_driver()), result)
     if todo or _to_do(port, link.RATE):
-        dangers = guards.before_attributes(port.state, port.pf)
+        dangers = guards.before_attributes(port.state, port.pf, {} if port.born else todo)
         if common.guarded(result, dangers, port.options, port.pf.address):
             return result
     reloading = _reloading(port, todo)

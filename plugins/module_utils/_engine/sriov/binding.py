@@ -47,13 +47,10 @@ def plan(port: Port) -> Plan:
     result = Plan()
     if not port.has_vf_functions:
         return result
-    going = frozenset(
-        port.addresses[i] for i, vf in port.wished.items() if drivers.is_vfio(vf.get("driver"))
-    )
     for index, vf in sorted(port.wished.items()):
         driver = vf.get("driver") or _implied(port, index)
         if driver:
-            result.extend(_plan_vf(port, going, index, driver))
+            result.extend(_plan_vf(port, index, driver))
     return result
 
 
@@ -63,7 +60,7 @@ def _implied(port: Port, index: int) -> str | None:
     return "default" if secondary.goes_online(port, index) and (vf is None or vf.driver is None) else None
 
 
-def _plan_vf(port: Port, going: frozenset[str], index: int, driver: str) -> Plan:
+def _plan_vf(port: Port, index: int, driver: str) -> Plan:
     state, vf, address = port.state, port.vf(index), port.addresses[index]
     if driver == "default":
         return _plan_default(port, index, vf)
@@ -77,15 +74,15 @@ def _plan_vf(port: Port, going: frozenset[str], index: int, driver: str) -> Plan
             return Plan(refusals=[common.no_group(port.pf.address if vf is None else address, state)])
         if sure == AFTER_REBOOT:
             certainty = AFTER_REBOOT
-    return _bind(port, going, index, driver, certainty)
+    return _bind(port, index, driver, certainty)
 
 
-def _bind(port: Port, going: frozenset[str], index: int, driver: str, certainty: str) -> Plan:
+def _bind(port: Port, index: int, driver: str, certainty: str) -> Plan:
     result = Plan()
     pf, vf = port.pf, port.vf(index)
-    dangers = guards.before_unbind(port.state, vf) if vf else []
-    if vf and drivers.is_vfio(driver):
-        dangers += guards.before_assignment(port.state, vf, going)
+    dangers = []
+    if vf:
+        dangers = guards.before_unbind(port.state, vf) + guards.before_assignment(port.state, vf, driver)
     if common.guarded(result, dangers, port.options, pf.address):
         return result
     result.actions.append(
@@ -117,7 +114,9 @@ def _plan_default(port: Port, index: int, vf: Function | None) -> Plan:
         return Plan()
     native = vf.native if vf else None
     result = Plan()
-    if vf and vf.driver and common.guarded(result, guards.before_unbind(port.state, vf), port.options, pf.address):
+    dangers = guards.before_unbind(port.state, vf) if vf and vf.driver else []
+    dangers += guards.before_assignment(port.state, vf, native) if vf else []
+    if common.guarded(result, dangers, port.options, pf.address):
         return result
     result.actions.append(
         Action(

@@ -137,6 +137,10 @@ class Devlink:
             nodes[f"/sys/class/net/{link['ifname']}"] = Link(f"{link['path']}/net/{link['ifname']}")
             for key in ("phys_port_name", "phys_switch_id"):
                 nodes[f"{link['path']}/net/{link['ifname']}/{key}"] = link[key] + "\n"
+            for upper in [name for name, net in self.sim.nets.items() if net.kind and link["ifname"] in net.lowers]:
+                # netdev_adjacent_sysfs_add in net/core/dev.c.
+                nodes[f"{link['path']}/net/{link['ifname']}/upper_{upper}"] = Link(f"/sys/class/net/{upper}")
+                nodes[f"/sys/devices/virtual/net/{upper}/lower_{link['ifname']}"] = Link(f"/sys/class/net/{link['ifname']}")
         return nodes
 
     def links(self) -> list[dict[str, Any]]:

@@ -7,10 +7,15 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine import read
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     DISK,
     EDU,
+    ICE,
     MANAGEMENT,
+    MLX4LX,
+    MLX5,
+    NSIM,
     NVME,
     PF1,
     PF2,
@@ -19,6 +24,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     lab,
     mount,
     refused,
+    switches,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Block, Net, Pci
 
@@ -121,6 +127,54 @@ def test_both_legs_of_a_bond_in_one_call():
     refused(sim, "allow: [management]", vfio=both, allow=("link_flap",))
 
 
+@pytest.mark.parametrize("wishes", [
+    {"sriov": [at(PF1, up=False), at(PF2, up=False)]},
+    {"sriov": [at(PF1, up=False)], "vfio": [at(PF2)]},
+])
+def test_both_legs_of_a_bond_by_different_ways(wishes):
+    sim = lab()
+    sim.nets["bond0"] = Net(kind="bond", lowers=[PORT1, PORT2], addresses=["192.0.2.1"])
+    sim.nets[PORT1] = sim.nets[PORT2] = Net()
+    refused(sim, PF1, PF2, "carries the address 192.0.2.1 through bond0", "allow: [management]", **wishes, allow=("link_flap",))
+    one = {"sriov": wishes["sriov"][:1]}
+    refused(sim, PF1, "one leg of bond0", "allow: [link_flap]", **one)
+    assert call(sim, **one, allow=("link_flap",))["changed"]
+
+
+@pytest.mark.parametrize("wish", [
+    {"vf_count": 0},
+    {"vf_count": 3},
+    {"state": "absent"},
+    {"up": False},
+    {"vfs": [{"range": "0", "driver": "vfio-pci"}]},
+    {"vfs": [{"range": "0", "mac": "auto"}]},
+    {"vfs": [{"range": "0", "vlan": 7}]},
+])
+def test_a_bond_of_vfs_of_two_ports(wish):
+    """The leg of the other port stays only where the same call does not take it as well."""
+    sim = lab(vfio_loaded=True, igbvf_loaded=True)
+    call(sim, sriov=[at(PF1, vf_count=2, up=True), at(PF2, vf_count=2, up=True)])
+    legs = [sim.functions[sim.functions[pf].vfs[0]].ifname for pf in (PF1, PF2)]
+    sim.nets.update({name: Net() for name in legs})
+    sim.nets["bond0"] = Net(kind="bond", lowers=legs, addresses=["192.0.2.1"])
+    sim._tree = None
+    text = refused(sim, "allow: [management]", sriov=[at(PF1, **wish), at(PF2, **wish)], allow=("link_flap",))
+    assert text.count("carries the address 192.0.2.1 through bond0") == 2
+    assert "management" not in refused(sim, "one leg of bond0", "allow: [link_flap]", sriov=[at(PF1, **wish)])
+    assert call(sim, sriov=[at(PF1, **wish)], allow=("link_flap",))["changed"]
+
+
+def test_a_reload_of_both_legs_of_a_bond():
+    """Each comes back as a new device, outside the bond."""
+    sim = switches()
+    legs = [sim.functions[pf].ifname for pf in (MLX5, MLX4LX)]
+    sim.nets.update({name: Net() for name in legs})
+    sim.nets["bond0"] = Net(kind="bond", lowers=legs, addresses=["192.0.2.1"])
+    wish = {"devlink_params": [{"name": "enable_roce", "value": False, "cmode": "driverinit"}]}
+    refused(sim, "allow: [management]", sriov=[at(MLX5, **wish), at(MLX4LX, **wish)], allow=("link_flap",))
+    assert call(sim, sriov=[at(MLX5, **wish)], allow=("link_flap",))["changed"]
+
+
 def test_a_port_that_is_down_may_go():
     sim = lab()
     sim.nets[PORT1] = Net(up=False)
@@ -143,6 +197,48 @@ def test_vfs_that_the_host_uses_itself():
     for wish in (at(PF1, vf_count=3), at(PF1, state="absent"), at(PF1, vfs=[{"range": "1", "driver": "vfio-pci"}])):
         refused(sim, vf, "192.0.2.9", "allow: [management]", sriov=[wish])
     assert call(sim, sriov=[at(PF1, vfs=[{"range": "0", "driver": "vfio-pci"}])])["changed"]
+
+
+@pytest.mark.parametrize("values", [{"vlan": 7}, {"link_state": "disable"}, {"vlan": 7, "qos": 3}])
+def test_a_vf_that_the_host_lives_on_is_cut_off(values):
+    sim = switches()
+    call(sim, sriov=[at(ICE, vf_count=2)])
+    vf = sim.functions[ICE].vfs[0]
+    sim.nets[sim.functions[vf].ifname] = Net(addresses=["192.0.2.9"])
+    sim._tree = None
+    wish = at(ICE, vfs=[{"range": "0", **values}])
+    refused(sim, vf, "192.0.2.9", "allow: [management]", sriov=[wish])
+    harmless = at(ICE, vfs=[{"range": "0", "trust": True, "link_state": "enable"}, {"range": "1", **values}])
+    assert call(sim, sriov=[harmless])["failures"] == {}
+    assert call(sim, sriov=[wish], allow=("management",))["changed"]
+
+
+@pytest.mark.parametrize("pf", [ICE, NSIM])
+@pytest.mark.parametrize("wish", [{"vf_count": 0, "eswitch": {"mode": "switchdev"}}, {"vf_count": 2, "eswitch": {"mode": "legacy"}}])
+def test_a_representor_that_the_host_lives_on(pf, wish):
+    sim = switches()
+    call(sim, sriov=[at(pf, vf_count=2, eswitch={"mode": "switchdev"})])
+    name = read.read_state(sim.host(), read.Needs()).functions[pf].representors[1]
+    sim.nets[name] = Net(addresses=["192.0.2.9"])
+    sim._tree = None
+    refused(sim, pf, f"its representor {name} carries the address 192.0.2.9", "allow: [management]", sriov=[at(pf, **wish)])
+    assert call(sim, sriov=[at(pf, **wish)], allow=("management",))["changed"]
+
+
+def test_a_representor_on_a_bridge():
+    """Beside the port itself it is for the user of its VF; alone it is the uplink of who else is on the bridge."""
+    sim = switches()
+    call(sim, sriov=[at(ICE, vf_count=2, eswitch={"mode": "switchdev"})])
+    name = read.read_state(sim.host(), read.Needs()).functions[ICE].representors[0]
+    sim.nets.update({name: Net(), "vnet0": Net(kind="tun"), "enp177s0": Net()})
+    sim.nets["br0"] = Net(kind="bridge", lowers=[name, "vnet0"])
+    sim._tree = None
+    wish = at(ICE, vf_count=1, eswitch={"mode": "switchdev"})
+    refused(sim, ICE, "guests or containers behind br0 (vnet0)", "allow: [in_use]", sriov=[wish])
+    sim.nets["br0"] = Net(kind="bridge", lowers=[name, "vnet0", "enp177s0"])
+    sim._tree = None
+    assert "in_use" not in refused(sim, ICE, "allow: [link_flap]", sriov=[wish])
+    assert call(sim, sriov=[wish], allow=("link_flap",))["changed"]
 
 
 def test_a_usb_network_card_below_a_usb_controller():
@@ -262,6 +358,35 @@ def test_a_group_that_the_host_uses_too():
     sim.shared_groups = {EDU: "a", PF2: "a", "0000:80:01.0": "a"}
     sim.reboot()
     stands(sim, EDU, "group", PF2, "driver igb")
+
+
+CARD = "0000:00:0a.0"
+
+
+def two_in_a_group():
+    sim = lab(vfio_loaded=True)
+    sim.add(Pci(CARD, "8086:10d3", "020000", ifname="eth9", mac="52:54:00:00:09:09"))
+    sim.shared_groups = {EDU: "a", CARD: "a"}
+    return sim.reboot()
+
+
+def test_a_sibling_in_the_list_that_stays_with_the_host():
+    sim = two_in_a_group()
+    refused(sim, EDU, CARD, "driver e1000e", "allow: [group]", vfio=[at(EDU), at(CARD, driver="e1000e")])
+    assert call(sim, vfio=[at(EDU), at(CARD)])["failures"] == {}
+
+
+def test_a_sibling_of_a_guests_device_goes_back_to_the_host():
+    sim = two_in_a_group()
+    call(sim, vfio=[at(EDU), at(CARD)])
+    words = (CARD, EDU, "which is for a guest (driver vfio-pci)", "allow: [group]")
+    refused(sim, *words, vfio=[at(CARD, state="absent")])
+    refused(sim, *words, vfio=[at(CARD, driver="e1000e")])
+    assert call(sim, check=True, vfio=[at(CARD, state="absent")], allow=("group",))["changed"]
+    # A device that no driver of the host takes does no harm, and both together leave nobody behind.
+    assert call(sim, check=True, vfio=[at(EDU, state="absent")])["changed"]
+    call(sim, vfio=[at(CARD, state="absent"), at(EDU, state="absent")])
+    assert sim.functions[CARD].driver == "e1000e"
 
 
 def test_bridges_and_idle_functions_do_no_harm_in_a_group():

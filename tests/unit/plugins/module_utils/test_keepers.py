@@ -102,7 +102,7 @@ def test_a_profile_of_this_boot_with_an_eswitch():
     state = read.read_state(sim.host(), read.Needs())
     state = type(state)(**{**vars(state), "keepers": keepers.read(sim, state)})
     assert "NetworkManager rules its eswitch" in guards.before_eswitch(state, state.functions[PF1])[0].reason
-    assert "rules what its VFs are set to" in guards.before_attributes(state, state.functions[PF1])[0].reason
+    assert "rules what its VFs are set to" in guards.before_attributes(state, state.functions[PF1], {})[0].reason
 
 
 # --- systemd .link ---------------------------------------------------------------------------------------------------

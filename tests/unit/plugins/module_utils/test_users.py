@@ -9,6 +9,8 @@ from __future__ import annotations
 import pytest
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     EDU,
+    ICE,
+    MLX5,
     NVME,
     PF1,
     PF2,
@@ -18,6 +20,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     lab,
     quiet,
     refused,
+    switches,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Net, Pci
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_spaces import Space
@@ -39,6 +42,30 @@ def holding(sim, *files, name="qemu-system-x86", pid=4242):
     sim._tree = None
 
 
+def with_a_guest(sim, pf):
+    """Two VFs of a port on vfio-pci, with a guest that has the first of them."""
+    call(sim, sriov=[at(pf, vf_count=2, up=True, vf_defaults={"driver": "vfio-pci"})])
+    vf = sim.functions[pf].vfs[0]
+    holding(sim, f"/dev/vfio/{sim.functions[vf].group}")
+    return vf
+
+
+def test_a_port_goes_down_under_a_guest_that_has_a_vf():
+    sim = lab(vfio_loaded=True)
+    vf = with_a_guest(sim, PF1)
+    in_use(sim, vf, "process 4242 (qemu-system-x86)", wish={"sriov": [at(PF1, up=False)]})
+
+
+def test_a_link_of_a_vf_is_cut_under_a_guest():
+    """Its MAC and VLAN are the holder's, its link state is not."""
+    sim = switches()
+    vf = with_a_guest(sim, ICE)
+    quiet_one = at(ICE, vfs=[{"range": "0", "link_state": "enable", "trust": True}])
+    assert call(sim, check=True, sriov=[quiet_one])["changed"]
+    assert call(sim, check=True, sriov=[at(ICE, vfs=[{"range": "1", "link_state": "disable"}])])["changed"]
+    in_use(sim, vf, "process 4242 (qemu-system-x86)", wish={"sriov": [at(ICE, vfs=[{"range": "0", "link_state": "disable"}])]})
+
+
 # --- Processes -------------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +83,7 @@ def test_a_sibling_of_a_guests_device():
     sim.reboot()
     call(sim, vfio=[at(EDU), at(NVME)])
     holding(sim, f"/dev/vfio/{sim.functions[EDU].group}")
-    refused(sim, NVME, "process 4242", vfio=[at(NVME, state="absent")])
+    refused(sim, NVME, "process 4242", vfio=[at(NVME, state="absent")], allow=("group",))
 
 
 def test_a_vf_of_a_guest_when_the_count_changes():
@@ -308,6 +335,37 @@ def test_guests_on_a_bridge_without_an_address(kind):
     sim.nets["vnet0"], sim.nets["veth1"], sim.nets["vnet1"] = Net(kind="tun"), Net(kind="veth"), Net(kind="tun", carrier=False)
     sim.nets["br0"] = Net(kind=kind, lowers=[PORT1, "vnet0", "veth1", "vnet1"])
     in_use(sim, PF1, "guests or containers behind br0 (veth1, vnet0)")
+
+
+def test_a_port_goes_down_under_the_guests_on_its_bridge():
+    sim = lab()
+    sim.nets[PORT1] = Net()
+    sim.nets["br0"] = Net(kind="bridge", lowers=[PORT1, "vnet0"])
+    sim.nets["vnet0"] = Net(kind="tun")
+    in_use(sim, PF1, "guests or containers behind br0 (vnet0)", wish={"sriov": [at(PF1, up=False)]})
+
+
+@pytest.mark.parametrize("wish", [{"devlink_params": [{"name": "enable_roce", "value": False, "cmode": "driverinit"}]}, {"eswitch": {"mode": "switchdev"}}])
+def test_guests_on_a_bridge_whose_uplink_is_made_anew(wish):
+    """It comes back outside the bridge, which is more than a flap."""
+    sim = switches()
+    port = sim.functions[MLX5].ifname
+    sim.nets[port] = Net()
+    sim.nets["br0"] = Net(kind="bridge", lowers=[port, "vnet0"])
+    sim.nets["vnet0"] = Net(kind="tun")
+    words = ("allow: [in_use]", "guests or containers behind br0 (vnet0)")
+    refused(sim, MLX5, *words, sriov=[at(MLX5, **wish)], allow=("link_flap",))
+    assert call(sim, sriov=[at(MLX5, **wish)], allow=("link_flap", "in_use"))["changed"]
+
+
+def test_an_rdma_process_on_a_port_that_is_made_anew():
+    sim = switches()
+    sim.files["/sys/class/infiniband_verbs/uverbs0/ibdev"] = "mlx5_0\n"
+    sim.links["/sys/class/infiniband/mlx5_0"] = f"{sim.functions[MLX5].path}/infiniband/mlx5_0"
+    sim.nets[sim.functions[MLX5].ifname] = Net(carrier=False)
+    holding(sim, "/dev/infiniband/uverbs0", name="rdma_server")
+    wish = at(MLX5, devlink_params=[{"name": "enable_roce", "value": False, "cmode": "driverinit"}])
+    in_use(sim, MLX5, "process 4242 (rdma_server)", wish={"sriov": [wish]})
 
 
 def test_guests_on_a_bridge_over_a_bond_keep_a_leg():
