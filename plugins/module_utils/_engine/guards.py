@@ -101,7 +101,14 @@ def before_unbind(state: State, function: Function) -> list[Refusal]:
     found += _console(state, function)
     found += ruled_by_others(state, function, keepers.DRIVER)
     pf = state.functions.get(function.physfn or "")
-    return found + (ruled_by_others(state, pf, keepers.VFS, vf=function) if pf else [])
+    return found + (ruled_by_others(state, pf, keepers.VFS, keepers.VF_DRIVERS, vf=function) if pf else [])
+
+
+def before_birth(state: State, pf: Function, address: str) -> list[Refusal]:
+    """What stands against a driver for a VF that will be born at this address: nobody has it yet, but somebody may rule
+    it."""
+    vf = state.functions.get(address) or Function(address=address, vendor="", device="")
+    return ruled_by_others(state, vf, keepers.DRIVER) + ruled_by_others(state, pf, keepers.VF_DRIVERS, vf=vf)
 
 
 def before_down(state: State, function: Function) -> list[Refusal]:

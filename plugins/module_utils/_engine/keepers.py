@@ -23,6 +23,7 @@ from .host import Files
 from .model import Function, Keeper, Netdev, State
 
 COUNT, ATTRIBUTES, ESWITCH, DRIVER, VFS = "vf_count", "vf_attributes", "eswitch", "driver", "vfs"
+VF_DRIVERS = "vf_drivers"
 
 #: What a keeper may rule, in the words of a refusal.
 WHAT: Mapping[str, str] = {
@@ -31,6 +32,7 @@ WHAT: Mapping[str, str] = {
     ESWITCH: "its eswitch",
     DRIVER: "its driver",
     VFS: "its VFs",
+    VF_DRIVERS: "the drivers of its VFs",
 }
 
 Found = Iterator[tuple[str, Keeper]]
@@ -40,7 +42,7 @@ Sections = list[tuple[str, list[tuple[str, str]]]]
 
 
 def read(files: Files, state: State) -> dict[str, tuple[Keeper, ...]]:
-    """PCI address -> the programs that rule the function."""
+    """PCI address -> the programs that rule the function, or the one that may be born there."""
     found: dict[str, list[Keeper]] = {}
     for reader in READERS:
         for address, keeper in reader(files, state):
@@ -296,10 +298,11 @@ def _yaml_lines(text: str) -> Iterator[tuple[list[str], str]]:
 
 
 def _driverctl(files: Files, state: State) -> Found:
-    """driverctl(8) keeps an override in a file that its udev rule applies when the device appears."""
+    """driverctl(8) keeps an override in a file that its udev rule applies when the device appears: a VF that is not born
+    yet can have one."""
     for name in files.names("/etc/driverctl.d"):
-        address = name.partition("-")[2]
-        if name.startswith("pci-") and address in state.functions:
+        bus, _dash, address = name.partition("-")
+        if bus == "pci":
             path = f"/etc/driverctl.d/{name}"
             reason = f"{path} sets {_text(files, path).strip() or 'none'}"
             yield address, Keeper("driverctl", reason, frozenset({DRIVER}))
@@ -326,7 +329,7 @@ def _network_operator(files: Files, state: State) -> Found:
             applied = {}
         # "externallyManaged": the operator configures VFs that somebody else makes.
         external = isinstance(applied, dict) and bool(applied.get("externallyManaged"))
-        rules = frozenset({ATTRIBUTES, DRIVER} if external else {COUNT, ATTRIBUTES, ESWITCH, DRIVER})
+        rules = frozenset({ATTRIBUTES, DRIVER, VF_DRIVERS} | (set() if external else {COUNT, ESWITCH}))
         yield name, Keeper("the SR-IOV network operator", f"{folder}/{name} holds what it applied", rules)
 
 

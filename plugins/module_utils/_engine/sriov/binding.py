@@ -80,9 +80,10 @@ def _plan_vf(port: Port, index: int, driver: str) -> Plan:
 def _bind(port: Port, index: int, driver: str, certainty: str) -> Plan:
     result = Plan()
     pf, vf = port.pf, port.vf(index)
-    dangers = []
     if vf:
         dangers = guards.before_unbind(port.state, vf) + guards.before_assignment(port.state, vf, driver)
+    else:
+        dangers = guards.before_birth(port.state, pf, port.addresses[index])
     if common.guarded(result, dangers, port.options, pf.address):
         return result
     result.actions.append(

@@ -198,6 +198,18 @@ def test_driverctl():
     assert call(sim, vfio=[at(EDU)], allow=("foreign",))["changed"]
 
 
+@pytest.mark.parametrize("there", [0, 1, 2])
+def test_driverctl_of_a_vf(there):
+    """Also of one that the same call makes, or makes anew."""
+    sim = host(**{"/etc/driverctl.d/pci-0000:82:10.0": "igbvf\n"})
+    if there:
+        call(sim, sriov=[at(PF1, vf_count=there)])
+    wish = at(PF1, vf_count=2, vfs=[{"range": "0", "driver": "vfio-pci"}])
+    refused(sim, "0000:82:10.0: driverctl rules its driver", "allow: [foreign]", sriov=[wish])
+    assert call(sim, check=True, sriov=[at(PF1, vf_count=2, vfs=[{"range": "1", "driver": "vfio-pci"}])])["changed"]
+    assert call(sim, sriov=[wish], allow=("foreign",))["failures"] == {}
+
+
 def test_driverctl_of_a_pf_says_nothing_of_its_vfs():
     assert call(host(**{f"/etc/driverctl.d/pci-{PF1}": "igb\n"}), sriov=[at(PF1, **VFS)])["changed"]
 
@@ -233,9 +245,24 @@ def test_other_networks_of_libvirt(text):
 def test_the_network_operator():
     path = f"/etc/sriov-operator/pci/{PF1}"
     foreign(host(**{path: json.dumps({"pciAddress": PF1, "numVfs": 4})}), "the SR-IOV network operator", path)
-    assert rules(host(**{path: "half a fi"}))[-1].endswith(": vf_count")
+    assert "the SR-IOV network operator: vf_count" in rules(host(**{path: "half a fi"}))
     external = rules(host(**{path: json.dumps({"numVfs": 4, "externallyManaged": True})}))
     assert external and not [rule for rule in external if rule.endswith("vf_count")]
+
+
+@pytest.mark.parametrize("born", [True, False])
+@pytest.mark.parametrize("external", [True, False])
+def test_the_network_operator_and_the_drivers_of_vfs(born, external):
+    """It binds the VFs of its ports as its policies say (deviceType)."""
+    sim = lab(vfio_loaded=True, igbvf_loaded=True)
+    if not born:
+        call(sim, sriov=[at(PF1, vf_count=2)])
+    sim.files[f"/etc/sriov-operator/pci/{PF1}"] = json.dumps({"numVfs": 2, "externallyManaged": external})
+    sim._tree = None
+    wish = at(PF1, vf_count=2, vfs=[{"range": "0", "driver": "vfio-pci"}])
+    word = "its number of VFs" if born and not external else f"as one of the VFs of {PF1}"
+    refused(sim, "the SR-IOV network operator rules", word, "allow: [foreign]", sriov=[wish])
+    assert call(sim, sriov=[wish], allow=("foreign",))["failures"] == {}
 
 
 def test_os_net_config():
