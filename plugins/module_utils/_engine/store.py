@@ -73,8 +73,11 @@ def _complete(resource: str, entry: Any) -> bool:
     if resource == "vfio":
         return isinstance(wish.get("driver"), str)
     vfs = wish.get("vfs")
+    touched = entry.get("touched", [])
     return (
-        isinstance(wish.get("vf_count"), (int, type(None)))
+        isinstance(touched, list)
+        and all(isinstance(name, str) for name in touched)
+        and isinstance(wish.get("vf_count"), (int, type(None)))
         and isinstance(origin.get("vf_count"), int)
         and isinstance(vfs, dict)
         and all(index.isdigit() and isinstance(vf, dict) for index, vf in vfs.items())

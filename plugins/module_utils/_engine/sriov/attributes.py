@@ -113,17 +113,6 @@ def origin(port: Port) -> dict[str, Any]:
     return {"attributes": values, "up": netdev.up} if netdev else {}
 
 
-def set_by(entry: Mapping[str, Any]) -> dict[int, list[str]]:
-    """VF index -> the attributes that a recorded wish set."""
-    return {int(index): [key for key in vf if key in KEYS] for index, vf in entry["wish"]["vfs"].items()}
-
-
-def given_back_pf(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recorded wish set of the port itself, as it was before."""
-    was = entry["origin"].get("up")
-    return {"up": was} if was is not None and entry["wish"].get("up") is not None else {}
-
-
 def _as_set(port: Port, index: int) -> dict[str, Any]:
     found = present(port, index)
     if port.sriov.vfs[index] in port.state.own_macs and "mac" in found:
@@ -366,13 +355,12 @@ def _was_set(port: Port, key: str, value: Any) -> bool:
     return bool(value != neutral)
 
 
-def given_back(port: Port, index: int, was: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a VF's origin has to be wished, so that it is as it was: what a wish of ours set, or all of it where the VF
-    itself went with a count of ours."""
+def given_back(port: Port, index: int, was: Mapping[str, Any], whole: bool) -> dict[str, Any]:
+    """What of a VF's origin has to be wished, so that it is as it was: what a wish of ours set, and all of it where the VF
+    itself went with a count of ours (`whole`)."""
+    found = {key: value for key, value in was.items() if whole and key in link.OF_PF and _was_set(port, key, value)}
     if index in port.sriov.vfs:
-        found = {key: value for key, value in was.items() if key in port.ours.get(index, ())}
-    else:
-        found = {key: value for key, value in was.items() if key in link.OF_PF and _was_set(port, key, value)}
+        found.update({key: value for key, value in was.items() if key in port.ours.get(index, ())})
     if found.get("mac") == link.NO_MAC and (port.born or port.pf.driver not in drivers.UNSETS_MAC):
         del found["mac"]
     return found

@@ -337,11 +337,10 @@ def origin(port: Port) -> dict[str, Any]:
     return {"nvme_vfs": vfs, **({"nvme_primary": primary} if primary else {})}
 
 
-def given_back_vf(entry: Mapping[str, Any], index: int, born: bool) -> dict[str, Any]:
+def given_back_vf(entry: Mapping[str, Any], index: int, ours: bool) -> dict[str, Any]:
     """The wish that makes a VF's controller what it was, if the collection has changed it or makes it anew."""
     was = entry["origin"].get("nvme_vfs", {}).get(str(index))
-    ours = any(key in entry["wish"]["vfs"].get(str(index), {}) for key in KEYS)
-    if was is None or not (ours or born):
+    if was is None or not ours:
         return {}
     return {key: was[fact] for key, fact in KEYS.items()}
 

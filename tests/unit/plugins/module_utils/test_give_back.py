@@ -1,0 +1,144 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Giving back: all that was ever touched, as it was before it was first named."""
+
+from __future__ import annotations
+
+import json
+
+from ansible_collections.iovirt.host.plugins.module_utils._engine import replay, store
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    PF1,
+    at,
+    converged,
+    drivers_of,
+    lab,
+    quiet,
+)
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Net, SimKernel
+
+IFNAME = "enp129s0"
+
+
+def adopted(count: int = 2) -> SimKernel:
+    """A host whose operator has made VFs."""
+    sim = lab(vfio_loaded=True, igbvf_loaded=True)
+    sim.nets[IFNAME] = Net()
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", str(count))
+    return sim
+
+
+def operator(sim: SimKernel, *lines: str) -> None:
+    """What somebody sets at the PF by ip link."""
+    sim_ip.batch(sim, "".join(f"link set dev {IFNAME} {line}\n" for line in lines))
+
+
+def of_vfs(sim: SimKernel, *keys: str) -> list[tuple]:
+    return [tuple(sim.functions[vf].attributes[key] for key in keys) for vf in sim.functions[PF1].vfs]
+
+
+def entry(sim: SimKernel) -> dict:
+    return json.loads(sim.files[store.path_of("sriov")])["devices"][PF1]
+
+
+# --- What a later wish no longer names ---------------------------------------------------------------------------------
+
+
+def test_what_a_later_wish_no_longer_names_is_given_back_as_well():
+    sim = adopted()
+    before = of_vfs(sim, "vlan", "trust", "spoofchk")
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", "driver": "vfio-pci", "vlan": 100, "trust": True}])])
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "1", "spoof_check": False}])])
+    assert drivers_of(sim, PF1) == ["vfio-pci", "igbvf"]
+    assert of_vfs(sim, "vlan") == [(100,), (0,)]
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert drivers_of(sim, PF1) == ["igbvf", "igbvf"]
+    assert of_vfs(sim, "vlan", "trust", "spoofchk") == before
+
+
+def test_a_count_that_a_later_wish_no_longer_names_comes_back_at_boot_and_is_given_back():
+    sim = lab()
+    converged(sim, sriov=[at(PF1, vf_count=4)])
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "3", "vlan": 5}])])
+    assert len(sim.functions[PF1].vfs) == 4
+    sim.reboot()
+    assert replay.run(sim.host(), None)["failures"] == {}
+    assert of_vfs(sim, "vlan") == [(0,), (0,), (0,), (5,)]
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert sim.functions[PF1].vfs == []
+
+
+def test_a_count_of_an_earlier_wish_gives_way_to_one_that_the_named_vfs_need():
+    sim = lab()
+    converged(sim, sriov=[at(PF1, vf_count=2)])
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "0")
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "4")
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "3", "vlan": 5}])])
+    assert entry(sim)["wish"]["vf_count"] == 4
+
+
+def test_a_port_that_a_later_wish_no_longer_names_up_goes_down_again():
+    sim = lab()
+    sim.nets[IFNAME] = Net(up=False)
+    converged(sim, sriov=[at(PF1, vf_count=1, up=True)])
+    converged(sim, sriov=[at(PF1, vf_count=1)])
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert sim.nets[IFNAME].up is False
+
+
+def test_records_of_older_versions_are_given_back_by_their_wish():
+    sim = adopted()
+    converged(sim, sriov=[at(PF1, vf_count=3, vfs=[{"range": "0", "driver": "vfio-pci", "vlan": 100}])])
+    document = json.loads(sim.files[store.path_of("sriov")])
+    del document["devices"][PF1]["touched"]
+    sim.files[store.path_of("sriov")] = json.dumps(document)
+    sim._tree = None
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "1", "trust": True}])])
+    assert "vf 0 vlan" in entry(sim)["touched"]
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert drivers_of(sim, PF1) == ["igbvf", "igbvf"]
+    assert of_vfs(sim, "vlan", "trust") == [(0, False), (0, False)]
+
+
+# --- How it was when it was first named --------------------------------------------------------------------------------
+
+
+def test_an_attribute_goes_back_to_what_it_was_when_it_was_first_named():
+    sim = adopted()
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", "spoof_check": False}])])
+    operator(sim, "vf 1 vlan 9", "vf 1 trust on")
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", "spoof_check": False}, {"range": "1", "vlan": 5}])])
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "1", "vlan": 6}])])
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert of_vfs(sim, "vlan", "trust", "spoofchk") == [(0, False, True), (9, True, True)]
+
+
+def test_the_count_goes_back_to_what_it_was_when_it_was_first_named():
+    sim = adopted()
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", "spoof_check": False}])])
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "0")
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "4")
+    converged(sim, sriov=[at(PF1, vf_count=6)])
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert len(sim.functions[PF1].vfs) == 4
+
+
+def test_a_vf_that_went_with_a_count_and_came_again_gets_back_what_was_set_on_it():
+    sim = adopted(3)
+    operator(sim, "vf 2 vlan 9")
+    converged(sim, sriov=[at(PF1, vf_count=1)])
+    converged(sim, sriov=[at(PF1, vf_count=3)])
+    assert of_vfs(sim, "vlan") == [(0,), (0,), (0,)]
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert of_vfs(sim, "vlan") == [(0,), (0,), (9,)]
+
+
+def test_a_run_that_names_nothing_new_changes_no_record():
+    sim = adopted()
+    wish = [at(PF1, vfs=[{"range": "0", "vlan": 7}])]
+    converged(sim, sriov=wish)
+    operator(sim, "vf 1 vlan 9")
+    quiet(sim, sriov=wish)
