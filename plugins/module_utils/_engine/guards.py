@@ -69,6 +69,12 @@ def before_attributes(state: State, pf: Function) -> list[Refusal]:
     return ruled_by_others(state, pf, keepers.ATTRIBUTES)
 
 
+def held_attributes(vf: Function, keys: Collection[str], users: Collection[str]) -> Refusal:
+    """What stands against giving back what the holder of a VF sets himself: he would put ours back when he lets it go."""
+    reason = f"{', '.join(keys)} cannot be given back while it is in use by {', '.join(users)}."
+    return _refusal(vf, "in_use", reason)
+
+
 def before_eswitch(state: State, pf: Function) -> list[Refusal]:
     """What stands against another mode of the eswitch, beyond what a change of the number of VFs meets."""
     return ruled_by_others(state, pf, keepers.ESWITCH)

@@ -447,7 +447,7 @@ def _give_back(state: State, target: Target, options: Options, staying: Collecti
         **({touched.UP: origin[touched.UP]} if touched.UP in names and touched.UP in origin else {}),
     }
     ours = touched.keys_of(names)
-    port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads, ours=ours)
+    port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads, ours=ours, returning=True)
     port = replace(port, wished=_given_back_vfs(port, entry))
     if common.refuse_all(result, eswitch.check(port)):
         return result

@@ -442,6 +442,8 @@ def plan(port: Port) -> Plan:
     """What has to be set before the VFs get their drivers."""
     result = Plan()
     todo = _without_held(port, _to_do(port, _before_driver()), result)
+    if result.refusals:
+        return result
     if todo or _to_do(port, link.RATE):
         dangers = guards.before_attributes(port.state, port.pf)
         if common.guarded(result, dangers, port.options, port.pf.address):
@@ -480,13 +482,18 @@ def _plan_rates(port: Port, rates: Mapping[int, Mapping[str, Any]]) -> Plan:
 
 
 def _without_held(port: Port, todo: dict[int, dict[str, Any]], result: Plan) -> dict[int, dict[str, Any]]:
-    """Without the MAC and VLAN of VFs that somebody uses: they are the holder's while he has the VF."""
+    """Without the MAC and VLAN of VFs that somebody uses: they are the holder's while he has the VF. What is given back
+    would be forgotten with its record: that waits for the holder."""
     found = {}
     for index, values in todo.items():
         vf = port.vf(index)
         known = (port.state.users or {}).get(vf.address if vf else "", ())
         users = [user.who for user in known if not user.idle]
         held = [key for key in values if key in _HOLDERS] if users else []
+        if held and vf and port.returning:
+            danger = guards.held_attributes(vf, held, users)
+            common.guarded(result, [danger], port.options, port.pf.address)
+            held = []
         if held:
             result.warnings.append(
                 f"{port.pf.address}: {', '.join(held)} of VF {index} left as it is: {', '.join(users)} uses the VF, and "

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import replay, store
+from ansible_collections.iovirt.host.plugins.module_utils._engine.link import NO_MAC
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    MLX5,
     PF1,
     at,
+    call,
     converged,
     drivers_of,
     lab,
     quiet,
+    refused,
+    switches,
 )
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Net, SimKernel
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Net, Pci, SimKernel
 
 IFNAME = "enp129s0"
 
@@ -34,6 +40,15 @@ def adopted(count: int = 2) -> SimKernel:
 def operator(sim: SimKernel, *lines: str) -> None:
     """What somebody sets at the PF by ip link."""
     sim_ip.batch(sim, "".join(f"link set dev {IFNAME} {line}\n" for line in lines))
+
+
+def overridden(sim: SimKernel, index: int, driver: str) -> Pci:
+    """Somebody gives a VF to a driver."""
+    vf = sim.functions[sim.functions[PF1].vfs[index]]
+    sim.write(f"{DEVICES}/{vf.address}/driver_override", driver)
+    sim.write(f"{DEVICES}/{vf.address}/driver/unbind", vf.address)
+    sim.write(f"/sys/bus/pci/drivers/{driver}/bind", vf.address)
+    return vf
 
 
 def of_vfs(sim: SimKernel, *keys: str) -> list[tuple]:
@@ -142,3 +157,60 @@ def test_a_run_that_names_nothing_new_changes_no_record():
     converged(sim, sriov=wish)
     operator(sim, "vf 1 vlan 9")
     quiet(sim, sriov=wish)
+
+
+# --- Holders -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_guest_holds_is_not_forgotten():
+    """libvirt would put our values back when the guest lets go of the VF."""
+    sim = adopted()
+    vf = overridden(sim, 0, "vfio-pci")
+    before = of_vfs(sim, "vlan", "mac")
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", "vlan": 100, "mac": "52:54:00:01:02:03"}])])
+    sim.pids[77] = ("qemu-system-x86", [f"/dev/vfio/{vf.group}"])
+    sim._tree = None
+    refused(sim, vf.address, "mac, vlan", "in use by process 77", "allow: [in_use]", sriov=[at(PF1, state="absent")])
+    sim.pids.clear()
+    sim._tree = None
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert of_vfs(sim, "vlan", "mac") == before
+
+
+# --- Undo --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_undone_mac_leaves_a_vf_of_the_host_with_one_of_its_own():
+    sim = adopted()
+    sim.ip_faults = [("*vf 1 trust on*", 95)]
+    wish = [{"range": "0", "driver": "vfio-pci", "mac": "52:54:00:11:22:33"}, {"range": "1", "trust": True}]
+    assert call(sim, sriov=[at(PF1, vfs=wish)])["failures"]
+    assert drivers_of(sim, PF1) == ["igbvf", "igbvf"]
+    vf = sim.functions[sim.functions[PF1].vfs[0]]
+    assert vf.attributes["mac"] == vf.mac != NO_MAC
+    assert vf.attributes["by_pf"] is False
+
+
+@pytest.mark.parametrize("wish", [
+    {"devlink_params": [{"name": "enable_roce", "value": False, "cmode": "driverinit"}]},
+    {"eswitch": {"mode": "switchdev"}},
+])
+def test_a_port_that_a_half_done_step_left_down_is_brought_up_again(wish):
+    sim = switches()
+    name = sim.functions[MLX5].ifname
+    sim.nets[name] = Net(up=True)
+    sim._tree = None
+    real, seen = sim.run, []
+
+    def run(argv, data=""):
+        if argv[:3] == ["devlink", "dev", "reload"] or argv[:4] == ["devlink", "dev", "eswitch", "set"]:
+            seen.append(argv)
+            if len(seen) == 1:
+                real(["devlink", "dev", "reload", f"pci/{MLX5}"], data)
+                return 1, "", "devlink answers: Input/output error"
+        return real(argv, data)
+
+    sim.run = run
+    failure = call(sim, sriov=[at(MLX5, **wish)])["failures"][MLX5]
+    assert "It was undone" in failure
+    assert sim.netdevs()[name][1].up is True
