@@ -7,8 +7,9 @@ undo it, which is right also after a step that failed half way."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 from . import (
@@ -486,6 +487,20 @@ def _live(host: Host, pf: str) -> bool:
 
 def _undo_nvme_primary(host: Host, args: Args) -> None:
     _set_nvme_primary(host, {"pf": args["pf"], "to": args["from"]})
+
+
+@contextlib.contextmanager
+def without_driver(host: Host, addresses: Sequence[str]) -> Iterator[None]:
+    """Take functions from their drivers for a while."""
+    had = {address: driver for address in addresses if (driver := _driver(host, address))}
+    try:
+        for address in had:
+            _unbind(host, address)
+        yield
+    finally:
+        for address, driver in had.items():
+            if _driver(host, address) is None:
+                _rebind(host, address, driver)
 
 
 def _unbind_vf(host: Host, args: Args) -> None:
