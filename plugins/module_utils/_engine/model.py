@@ -211,7 +211,7 @@ class State:
     #: read with the users.
     keepers: Mapping[str, tuple[Keeper, ...]] = field(default_factory=dict)
     consoles: Mapping[str, str] = field(default_factory=dict)
-    #: VFs whose MAC is of their own choice and not their PF's. Read with the users.
+    #: VFs whose MAC is of their own choice and not their PF's. Read with the users, and before anything is recorded.
     own_macs: frozenset[str] = frozenset()
     #: /etc/machine-id.
     machine_id: str = ""

@@ -471,7 +471,7 @@ def _given_back_vfs(port: Port, entry: Mapping[str, Any]) -> dict[int, dict[str,
     for index in range(port.count):
         lost = touched.is_whole(names, index) or index not in port.sriov.vfs
         found: dict[str, Any] = {}
-        if touched.is_in(names, index, "driver") or (lost and str(index) in overrides):
+        if "driver" in port.ours.get(index, ()) or (lost and str(index) in overrides):
             found["driver"] = overrides.get(str(index), "default")
         found.update(secondary.given_back_vf(entry, index, port.born or _any_in(names, index, secondary.KEYS)))
         found.update(msix.given_back_vf(entry, index, port.born or _any_in(names, index, (msix.KEY,))))

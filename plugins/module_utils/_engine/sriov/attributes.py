@@ -94,7 +94,7 @@ def present(port: Port, index: int) -> dict[str, Any]:
 
 def facts(port: Port, index: int) -> dict[str, Any]:
     """What is, in the form of a wish."""
-    found = present(port, index)
+    found = _as_set(port, index)
     for key, value in list(found.items()):
         unable = key in link.OF_PF and _can(port, key) is False and value == link.NEUTRAL.get(key)
         if unable or (key == "mac" and value == link.NO_MAC):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import replay, store
+from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, replay, store
 from ansible_collections.iovirt.host.plugins.module_utils._engine.link import NO_MAC
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
@@ -149,6 +149,23 @@ def test_a_vf_that_went_with_a_count_and_came_again_gets_back_what_was_set_on_it
     assert of_vfs(sim, "vlan") == [(0,), (0,), (0,)]
     converged(sim, sriov=[at(PF1, state="absent")])
     assert of_vfs(sim, "vlan") == [(0,), (0,), (9,)]
+
+
+@pytest.mark.parametrize("later", [{"vf_count": 1}, {"vf_count": 2, "vfs": [{"range": "0", "mac": "52:54:00:99:99:99"}]}])
+def test_a_mac_that_a_driver_made_up_is_none_of_what_was_before(later):
+    sim = adopted()
+    converged(sim, sriov=[at(PF1, vf_count=2)])
+    assert entry(sim)["origin"]["attributes"]["1"]["mac"] == NO_MAC
+    converged(sim, sriov=[at(PF1, **later)])
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert of_vfs(sim, "by_pf") == [(False,), (False,)]
+
+
+def test_a_mac_that_a_driver_made_up_is_no_wish():
+    sim = adopted()
+    operator(sim, "vf 1 mac 52:54:00:99:99:99")
+    (device,) = engine.resource_info(sim.host(), "sriov", {"address": [PF1]})["devices"]
+    assert ["mac" in vf for vf in device["vfs"]] == [False, True]
 
 
 def test_a_run_that_names_nothing_new_changes_no_record():
