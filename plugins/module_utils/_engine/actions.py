@@ -281,7 +281,9 @@ def _undo_bind(host: Host, args: Args) -> None:
 def _release(host: Host, args: Args) -> None:
     """No override of ours left behind: it would keep the device from its own driver."""
     address = _address(host, args)
-    native = args.get("native") or _native(host, address)
+    # Where it had none before, none is loaded and none is waited for: it is offered to those that are there.
+    without = args.get("without", False)
+    native = None if without else args.get("native") or _native(host, address)
     override = args.get("override")
     host.files.write(f"{DEVICES}/{address}/driver_override", override or "\n")
     wanted = override or native
@@ -294,7 +296,9 @@ def _release(host: Host, args: Args) -> None:
         _load_as_udev_would(host, address, native)
     _offer(host, address)
     _not_taken_again(host, address, wanted)
-    if wanted is None or (not override and not args.get("online") and _may_stay_without(host, address, wanted)):
+    if wanted is None or without or (not override and not args.get("online") and _may_stay_without(host, address, wanted)):
+        return
+    if not override and _may_be_missing(host, wanted):
         return
     if not host.wait(lambda: _driver(host, address) is not None, APPEAR_LIMIT):
         raise EngineError(
@@ -319,6 +323,11 @@ def _may_stay_without(host: Host, address: str, native: str) -> bool:
         return False
     probing = host.files.attr(f"{DEVICES}/{address}/physfn/sriov_drivers_autoprobe")
     return native in drivers.NEEDS_RESOURCES or probing == "0"
+
+
+def _may_be_missing(host: Host, driver: str) -> bool:
+    """One that the operator keeps from being loaded."""
+    return not host.files.exists(f"{DRIVERS}/{driver}") and bool(aliases.blacklisted(host.files, [driver]))
 
 
 def _restore(host: Host, address: str, override: str | None, driver: str | None) -> None:

@@ -199,6 +199,8 @@ class State:
     loadable: frozenset[str] = frozenset()
     #: Driver that was asked for -> why it cannot be had, and the way out.
     lacking: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    #: Drivers of VFs without one that the operator keeps from being loaded.
+    blacklisted: frozenset[str] = frozenset()
     #: Address -> the VFIO driver made for this very device. A PF's address with '/vf' behind it: for its VFs. Read only
     #: where a wish or a report asks for it.
     variants: Mapping[str, str] = field(default_factory=dict)

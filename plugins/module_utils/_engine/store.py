@@ -191,3 +191,13 @@ def recorded_drivers(stored: Mapping[str, Any]) -> dict[tuple[str, str], str]:
             if driver:
                 found[address, entry["identity"].get("ids", "")] = driver
     return found
+
+
+def recorded_overrides(stored: Mapping[str, Any]) -> frozenset[str]:
+    """The drivers that giving back would need, as somebody had chosen them before the collection."""
+    found = set()
+    for document in stored.values():
+        for entry in document["devices"].values():
+            origin = entry["origin"]
+            found |= {driver for driver in (*origin.get("overrides", {}).values(), origin.get("override")) if driver}
+    return frozenset(found)

@@ -441,15 +441,17 @@ def _give_back(state: State, target: Target, options: Options, staying: Collecti
     origin = entry["origin"]
     names = touched.by(entry)
     count = min(origin["vf_count"], sriov.total) if touched.COUNT in names else len(sriov.vfs)
+    switch, result.warnings = eswitch.still_there(state, target.function, eswitch.as_before(origin.get("pf", {})))
     of_pf = {
-        **eswitch.as_before(origin.get("pf", {})),
+        **switch,
         **firmware.given_back(target.function.address, entry, staying),
         **({touched.UP: origin[touched.UP]} if touched.UP in names and touched.UP in origin else {}),
     }
     ours = touched.keys_of(names)
     port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads, ours=ours, returning=True)
     port = replace(port, wished=_given_back_vfs(port, entry))
-    if common.refuse_all(result, eswitch.check(port)):
+    recounted = _check_pf_driver(state, port.pf, port.label) if count != len(sriov.vfs) else []
+    if common.refuse_all(result, eswitch.check(port) + binding.check(port) + recounted):
         return result
     port = _cleared(port)
     primary = replace(port, wish=secondary.given_back_primary(entry))

@@ -112,7 +112,7 @@ def _plan_default(port: Port, index: int, vf: Function | None) -> Plan:
     if not port.sriov.autoprobe and not held:
         return Plan()
     online = secondary.goes_online(port, index)
-    without = vf is not None and (vf.native is None or (vf.native in drivers.NEEDS_RESOURCES and not online))
+    without = vf is not None and (vf.native in (None, *port.state.blacklisted) or (vf.native in drivers.NEEDS_RESOURCES and not online))
     if vf is not None and not held and (vf.driver or without):
         return Plan()
     native = vf.native if vf else None

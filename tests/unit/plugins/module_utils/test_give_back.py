@@ -14,6 +14,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.link import NO
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     MLX5,
+    NVME,
     PF1,
     at,
     call,
@@ -192,6 +193,72 @@ def test_what_a_guest_holds_is_not_forgotten():
     sim._tree = None
     converged(sim, sriov=[at(PF1, state="absent")])
     assert of_vfs(sim, "vlan", "mac") == before
+
+
+# --- What cannot be as it was --------------------------------------------------------------------------------------------
+
+
+def blacklisted(sim: SimKernel, *drivers: str) -> SimKernel:
+    sim.files["/etc/modprobe.d/blacklist.conf"] = "".join(f"blacklist {driver}\n" for driver in drivers)
+    sim.registered -= set(drivers)
+    sim.udev_delay = None
+    sim._tree = None
+    return sim
+
+
+def test_a_function_that_had_no_driver_is_given_back_without_one():
+    gpu = "0000:00:0b.0"
+    sim = lab(vfio_loaded=True)
+    sim.add_driver("nouveau", "10de:1b80")
+    blacklisted(sim, "nouveau")
+    function = sim.add(Pci(gpu, "10de:1b80", "030000"))
+    function.group = sim._group_of(function)
+    sim._tree = None
+    converged(sim, vfio=[at(gpu)])
+    converged(sim, vfio=[at(gpu, state="absent")])
+    assert (function.driver, function.override) == (None, None)
+
+
+def test_vfs_whose_driver_is_blacklisted_are_given_back_without_one():
+    sim = blacklisted(lab(vfio_loaded=True), "igbvf")
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "2")
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", "driver": "vfio-pci"}])])
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0-1", "driver": "default"}])])
+    assert drivers_of(sim, PF1) == [None, None]
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", "driver": "vfio-pci"}])])
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert drivers_of(sim, PF1) == [None, None]
+
+
+def test_a_count_is_given_back_by_a_pf_with_a_driver_only():
+    sim = lab()
+    sim.write(f"{DEVICES}/{NVME}/sriov_numvfs", "2")
+    converged(sim, sriov=[at(NVME, vf_count=4)])
+    sim.write(f"{DEVICES}/{NVME}/driver/unbind", NVME)
+    refused(sim, NVME, "it has no driver", "Load its driver (nvme)", sriov=[at(NVME, state="absent")])
+
+
+def test_an_override_whose_driver_is_gone_is_refused_in_words():
+    sim = adopted()
+    overridden(sim, 0, "vfio-pci")
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", "driver": "igbvf"}])])
+    sim.registered.discard("vfio-pci")
+    sim.missing_modules.add("vfio_pci")
+    sim._tree = None
+    refused(sim, "there is no driver vfio-pci", "install the module", sriov=[at(PF1, state="absent")])
+    sim.missing_modules.clear()
+    sim._tree = None
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert drivers_of(sim, PF1) == ["vfio-pci", "igbvf"]
+
+
+def test_a_parameter_that_the_kernel_no_longer_has_is_left_out():
+    sim = switches()
+    converged(sim, sriov=[at(MLX5, devlink_params=[{"name": "flow_steering_mode", "value": "smfs", "cmode": "runtime"}])])
+    del sim.devlink.instances[f"pci/{MLX5}"].params["flow_steering_mode"]
+    sim._tree = None
+    result = converged(sim, sriov=[at(MLX5, state="absent")])
+    assert "flow_steering_mode (runtime) was dmfs and is not given back" in result["warnings"][0]
 
 
 # --- Undo --------------------------------------------------------------------------------------------------------------
