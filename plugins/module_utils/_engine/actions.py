@@ -80,7 +80,7 @@ def _undo_vf_count(host: Host, args: Args) -> None:
         return
     _recount(host, args["pf"], args["from"], args["autoprobe"])
     try:
-        _restore_attributes(host, args)
+        _restore_attributes(host, args, rates=False)
         _restore_msix_counts(host, args["pf"], args["msix"])
     finally:
         _let_probe(host, args["pf"], args["from"], args["previous"], args["autoprobe"])
@@ -88,13 +88,20 @@ def _undo_vf_count(host: Host, args: Args) -> None:
         _set_nvme_secondary(host, {"pf": args["pf"], "to": args["controllers"]})
     for index, driver in args["previous"].items():
         _bind(host, {"pf": args["pf"], "index": int(index), "driver": driver})
+    _restore_attributes(host, args, rates=True)
 
 
-def _restore_attributes(host: Host, args: Args) -> None:
-    """What others had set on the VFs that vanished."""
-    if args["attributes"]:
-        vfs = {index: {"was": values} for index, values in args["attributes"].items()}
-        link.undo_vf_attributes(host, {"pf": args["pf"], "netdev": args["netdev"], "vfs": vfs})
+def _restore_attributes(host: Host, args: Args, rates: bool) -> None:
+    """What others had set on the VFs that vanished. The rates last: many a driver sets them only with the link back that
+    the change of the count took."""
+    vfs = {
+        index: {"was": was}
+        for index, values in args["attributes"].items()
+        if (was := {key: value for key, value in values.items() if (key in link.RATE) == rates})
+    }
+    if vfs:
+        wait = rates and args["had_link"]
+        link.undo_vf_attributes(host, {"pf": args["pf"], "netdev": args["netdev"], "vfs": vfs, "needs_link": wait})
 
 
 def _probe_vfs(host: Host, args: Args) -> None:

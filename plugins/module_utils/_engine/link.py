@@ -264,6 +264,8 @@ def undo_vf_attributes(host: Host, args: Mapping[str, Any]) -> None:
         elif host.files.link(f"{sysfs.device(args['pf'])}/virtfn{index}"):
             # There, but not shown.
             lines += _lines(0, netdev, index, was)
+    if lines and args.get("needs_link"):
+        _wait_for_link(host, _netdev(host, args))
     failed = _batch_without(host, lines, _own_again(host, args, there))
     if failed:
         number, answer = min(failed.items())

@@ -382,6 +382,7 @@ def _recount(port: Port, now: int, count: int) -> Action:
             "previous": _overrides(port) if now else {},
             "netdev": netdev.name if netdev else "",
             "attributes": attributes.recorded(port) if now else {},
+            "had_link": bool(netdev and netdev.carrier) and pf.driver not in drivers.RATES_WITHOUT_LINK,
             "msix": msix.vanishing(port) if now else {},
             "drivers": {str(index): vf.driver for index, vf in vfs.items() if vf},
             "held_back": secondary.held_back(port),

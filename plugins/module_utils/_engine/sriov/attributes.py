@@ -368,11 +368,16 @@ def given_back(port: Port, index: int, was: Mapping[str, Any], whole: bool) -> d
 
 def recorded(port: Port) -> dict[str, Any]:
     """VF index -> what is set again should a change of the count be undone."""
-    return {
-        str(index): values
-        for index in port.sriov.vfs
-        if (values := {k: v for k, v in _as_set(port, index).items() if _was_set(port, k, v)})
-    }
+    found = {}
+    for index in port.sriov.vfs:
+        is_now = _as_set(port, index)
+        values = {key: value for key, value in is_now.items() if _was_set(port, key, value)}
+        if set(link.RATE) & set(values):
+            # They go in one message.
+            values.update({key: is_now[key] for key in link.RATE if key in is_now})
+        if values:
+            found[str(index)] = values
+    return found
 
 
 def _to_do(port: Port, keys: Iterable[str]) -> dict[int, dict[str, Any]]:

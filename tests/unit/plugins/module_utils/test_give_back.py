@@ -275,6 +275,29 @@ def test_an_undone_mac_leaves_a_vf_of_the_host_with_one_of_its_own():
     assert vf.attributes["by_pf"] is False
 
 
+def test_rates_come_back_with_the_link_that_a_count_took(monkeypatch):
+    """igb closes and opens its port for new VFs, and sets rates with a link only (lab, docs/kernel-facts.md)."""
+    sim = adopted()
+    operator(sim, "vf 0 max_tx_rate 300 min_tx_rate 0")
+    make = sim._set_count
+
+    def flapping(pf, data):
+        code = make(pf, data)
+        net = sim.nets[IFNAME]
+        net.carrier = False
+        sim.later(3.0, lambda: setattr(net, "carrier", sim.now > 0))
+        sim._tree = None
+        return code
+
+    monkeypatch.setattr(sim, "_set_count", flapping)
+    sim.probe_errno["vfio-pci", "0000:82:10.4"] = 22
+    result = call(sim, sriov=[at(PF1, vf_count=3, vfs=[{"range": "2", "driver": "vfio-pci"}])])
+    assert "It was undone, and so were the steps before" in result["failures"][PF1]
+    assert of_vfs(sim, "max_tx_rate") == [(300,), (0,)]
+    sent = [data for what, name, data in sim.log if (what, name) == ("run", "ip")]
+    assert sent[-1].endswith("vf 0 min_tx_rate 0 max_tx_rate 300\n")
+
+
 @pytest.mark.parametrize("wish", [
     {"devlink_params": [{"name": "enable_roce", "value": False, "cmode": "driverinit"}]},
     {"eswitch": {"mode": "switchdev"}},
