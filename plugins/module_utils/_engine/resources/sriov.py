@@ -219,11 +219,12 @@ def _take(state: State, target: Target, options: Options, leads: bool, ports: li
         coming=coming,
         wished=wished,
     )
+    port = _kept(port)
     ports.append(port)
     if common.refuse_all(result, _check(port)):
         return result
     port = _cleared(port)
-    wish = {**of_pf, "vf_count": _stored_count(port), "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
+    wish = {**of_pf, "vf_count": _stored_count(port, wished), "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
     if common.refuse_all(result, common.outdated(state, NAME, target, wish)):
         return result
     steps = _converge(port)
@@ -233,14 +234,14 @@ def _take(state: State, target: Target, options: Options, leads: bool, ports: li
     return result
 
 
-def _stored_count(port: Port) -> int | None:
+def _stored_count(port: Port, wished: Collection[int]) -> int | None:
     """The number of VFs that the replay makes: the wished one. Where the wish no longer names one, that of an earlier
     wish, if it is enough: the VFs that we made have to come back for what is wished of them."""
     old = port.state.stored[NAME]["devices"].get(port.pf.address)
     earlier: int | None = old["wish"]["vf_count"] if old else None
     if port.counted or earlier is None:
         return port.count if port.counted else None
-    return earlier if all(index < earlier for index in port.wished) else port.count
+    return earlier if all(index < earlier for index in wished) else port.count
 
 
 def _recorded(port: Port, wish: Mapping[str, Any]) -> tuple[frozenset[str], dict[str, Any]]:
@@ -322,11 +323,21 @@ def _converge(port: Port) -> Plan:
 
 
 def _cleared(port: Port) -> Port:
-    """With the VFs made anew where the switch needs that. Nobody asked for it, so those without a wish keep the driver that they were given."""
-    if not eswitch.clears_vfs(port):
+    """With the VFs made anew where the switch needs that."""
+    return _kept(replace(port, cleared=True)) if eswitch.clears_vfs(port) else port
+
+
+def _kept(port: Port) -> Port:
+    """With what the VFs of now were given and lose where they are made anew: unset means untouched."""
+    if not port.born or port.coming is not None:
         return port
-    kept = {int(index): {"driver": driver} for index, driver in _overrides(port).items() if int(index) < port.count}
-    return replace(port, cleared=True, wished={**port.wished, **{i: {**vf, **port.wished.get(i, {})} for i, vf in kept.items()}})
+    drivers_of = binding.keep(port)
+    wished = {index: dict(vf) for index, vf in port.wished.items()}
+    for index, vf in secondary.keep(port).items():
+        wished[index] = {**vf, **wished.get(index, {})}
+    for index, driver in drivers_of.items():
+        wished[index] = {**wished.get(index, {}), "driver": driver}
+    return replace(port, wished=dict(sorted(wished.items())), kept=(*port.kept, *drivers_of))
 
 
 def _plan_count(port: Port, now: int, count: int) -> Plan:
@@ -336,6 +347,7 @@ def _plan_count(port: Port, now: int, count: int) -> Plan:
     if common.guarded(result, guards.before_recount(port.state, port.pf, port.count), port.options, port.pf.address):
         return result
     result.actions.append(_recount(port, now, count))
+    result.warnings += binding.lost(port) if now else []
     return result
 
 
@@ -450,7 +462,7 @@ def _give_back(state: State, target: Target, options: Options, staying: Collecti
     }
     ours = touched.keys_of(names)
     port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads, ours=ours, returning=True)
-    port = replace(port, wished=_given_back_vfs(port, entry))
+    port = _kept(replace(port, wished=_given_back_vfs(port, entry)))
     recounted = _check_pf_driver(state, port.pf, port.label) if count != len(sriov.vfs) else []
     if common.refuse_all(result, eswitch.check(port) + binding.check(port) + recounted):
         return result

@@ -195,6 +195,56 @@ def test_what_a_guest_holds_is_not_forgotten():
     assert of_vfs(sim, "vlan", "mac") == before
 
 
+# --- VFs that are made anew --------------------------------------------------------------------------------------------
+
+
+def test_a_new_count_leaves_vfs_with_the_drivers_that_they_were_given():
+    sim = adopted()
+    overridden(sim, 0, "vfio-pci")
+    done = converged(sim, sriov=[at(PF1, vf_count=3)])
+    assert drivers_of(sim, PF1) == ["vfio-pci", "igbvf", "igbvf"]
+    assert "bind VF 0 (0000:82:10.0) to vfio-pci (as it was before)" in [action["text"] for action in done["actions"]]
+    assert entry(sim)["wish"]["vfs"] == {}
+    converged(sim, sriov=[at(PF1, vf_count=1, vfs=[{"range": "0", "driver": "default"}])])
+    assert drivers_of(sim, PF1) == ["igbvf"]
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert drivers_of(sim, PF1) == ["vfio-pci", "igbvf"]
+
+
+def test_a_new_count_leaves_vfs_with_what_an_earlier_wish_gave_them():
+    sim = adopted()
+    converged(sim, sriov=[at(PF1, vf_count=2, vfs=[{"range": "0", "driver": "vfio-pci", "vlan": 7}])])
+    converged(sim, sriov=[at(PF1, vf_count=4)])
+    assert drivers_of(sim, PF1) == ["vfio-pci", "igbvf", "igbvf", "igbvf"]
+    assert of_vfs(sim, "vlan")[0] == (7,)
+
+
+def test_an_override_that_keeps_every_driver_away_survives_a_new_count():
+    sim = adopted()
+    vf = sim.functions[sim.functions[PF1].vfs[1]]
+    sim.write(f"{DEVICES}/{vf.address}/driver_override", "none")
+    sim.write(f"{DEVICES}/{vf.address}/driver/unbind", vf.address)
+    converged(sim, sriov=[at(PF1, vf_count=3)])
+    assert drivers_of(sim, PF1) == ["igbvf", None, "igbvf"]
+
+
+def test_a_driver_that_was_given_without_an_override_is_said_to_be_lost():
+    sim = adopted()
+    vf = overridden(sim, 0, "vfio-pci")
+    sim.write(f"{DEVICES}/{vf.address}/driver_override", "\n")
+    result = call(sim, sriov=[at(PF1, vf_count=3)], check=True)
+    assert "VF 0 is on vfio-pci without an override" in result["warnings"][0]
+
+
+def test_secondary_controllers_survive_a_new_count():
+    sim = lab(vfio_loaded=True)
+    vf = {"range": "0", "nvme_queues": 2, "nvme_interrupts": 1, "online": True, "driver": "vfio-pci"}
+    converged(sim, sriov=[at(NVME, vf_count=2, vfs=[vf])])
+    converged(sim, sriov=[at(NVME, vf_count=3)])
+    assert sim.nvme[NVME].facts()[0] == (2, 1, True)
+    assert drivers_of(sim, NVME)[0] == "vfio-pci"
+
+
 # --- What cannot be as it was --------------------------------------------------------------------------------------------
 
 
