@@ -71,7 +71,7 @@ def _complete(resource: str, entry: Any) -> bool:
     if not (_names_a_card(entry.get("identity")) and isinstance(wish, dict) and isinstance(origin, dict)):
         return False
     if resource == "vfio":
-        return isinstance(wish.get("driver"), str)
+        return isinstance(wish.get("driver"), str) and isinstance(origin.get("override"), (str, type(None)))
     vfs = wish.get("vfs")
     touched = entry.get("touched", [])
     return (
@@ -79,9 +79,16 @@ def _complete(resource: str, entry: Any) -> bool:
         and all(isinstance(name, str) for name in touched)
         and isinstance(wish.get("vf_count"), (int, type(None)))
         and isinstance(origin.get("vf_count"), int)
+        and _maps(origin.get("overrides", {}), str)
+        and _maps(origin.get("attributes", {}), dict)
         and isinstance(vfs, dict)
         and all(index.isdigit() and isinstance(vf, dict) for index, vf in vfs.items())
     )
+
+
+def _maps(found: Any, kind: type) -> bool:
+    """Is it a table of VFs with values of this kind?"""
+    return isinstance(found, dict) and all(isinstance(value, kind) for value in found.values())
 
 
 def _names_a_card(known: Any) -> bool:

@@ -238,7 +238,7 @@ def _stored_count(port: Port, wished: Collection[int]) -> int | None:
     """The number of VFs that the replay makes: the wished one. Where the wish no longer names one, that of an earlier
     wish, if it is enough: the VFs that we made have to come back for what is wished of them."""
     old = port.state.stored[NAME]["devices"].get(port.pf.address)
-    earlier: int | None = old["wish"]["vf_count"] if old else None
+    earlier: int | None = old["wish"].get("vf_count") if old else None
     if port.counted or earlier is None:
         return port.count if port.counted else None
     return earlier if all(index < earlier for index in wished) else port.count

@@ -119,6 +119,17 @@ def test_records_of_older_versions_are_given_back_by_their_wish():
     assert of_vfs(sim, "vlan", "trust") == [(0, False), (0, False)]
 
 
+@pytest.mark.parametrize(("key", "value"), [("overrides", None), ("overrides", {"0": 5}), ("attributes", []), ("attributes", {"0": "x"})])
+def test_a_record_that_somebody_spoiled_is_said_to_be_incomplete(key, value):
+    sim = adopted()
+    converged(sim, sriov=[at(PF1, vf_count=2)])
+    document = json.loads(sim.files[store.path_of("sriov")])
+    document["devices"][PF1]["origin"][key] = value
+    sim.files[store.path_of("sriov")] = json.dumps(document)
+    sim._tree = None
+    refused(sim, f"its entry for {PF1} is incomplete", sriov=[at(PF1, state="absent")])
+
+
 # --- How it was when it was first named --------------------------------------------------------------------------------
 
 
