@@ -68,9 +68,9 @@ def origin(now: Mapping[str, Any], entry: Mapping[str, Any], names: Collection[s
         if key in names and key not in known and key in now:
             found[key] = now[key]
     for index in there:
-        for part, key in _first_named(names, known, index):
+        for part, named in _first_named(names, known, index):
             values = dict(found.get(part, {}))
-            _take_over(values, now.get(part, {}), str(index), key)
+            _take_over(values, now.get(part, {}), str(index), named)
             found[part] = values
     return found
 
