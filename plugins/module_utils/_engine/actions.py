@@ -7,8 +7,9 @@ undo it, which is right also after a step that failed half way."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 from . import (
@@ -79,7 +80,7 @@ def _undo_vf_count(host: Host, args: Args) -> None:
         return
     _recount(host, args["pf"], args["from"], args["autoprobe"])
     try:
-        _restore_attributes(host, args)
+        _restore_attributes(host, args, rates=False)
         _restore_msix_counts(host, args["pf"], args["msix"])
     finally:
         _let_probe(host, args["pf"], args["from"], args["previous"], args["autoprobe"])
@@ -87,13 +88,20 @@ def _undo_vf_count(host: Host, args: Args) -> None:
         _set_nvme_secondary(host, {"pf": args["pf"], "to": args["controllers"]})
     for index, driver in args["previous"].items():
         _bind(host, {"pf": args["pf"], "index": int(index), "driver": driver})
+    _restore_attributes(host, args, rates=True)
 
 
-def _restore_attributes(host: Host, args: Args) -> None:
-    """What others had set on the VFs that vanished."""
-    if args["attributes"]:
-        vfs = {index: {"was": values} for index, values in args["attributes"].items()}
-        link.undo_vf_attributes(host, {"pf": args["pf"], "netdev": args["netdev"], "vfs": vfs})
+def _restore_attributes(host: Host, args: Args, rates: bool) -> None:
+    """What others had set on the VFs that vanished. The rates last: many a driver sets them only with the link back that
+    the change of the count took."""
+    vfs = {
+        index: {"was": was}
+        for index, values in args["attributes"].items()
+        if (was := {key: value for key, value in values.items() if (key in link.RATE) == rates})
+    }
+    if vfs:
+        wait = rates and args["had_link"]
+        link.undo_vf_attributes(host, {"pf": args["pf"], "netdev": args["netdev"], "vfs": vfs, "needs_link": wait})
 
 
 def _probe_vfs(host: Host, args: Args) -> None:
@@ -280,7 +288,9 @@ def _undo_bind(host: Host, args: Args) -> None:
 def _release(host: Host, args: Args) -> None:
     """No override of ours left behind: it would keep the device from its own driver."""
     address = _address(host, args)
-    native = args.get("native") or _native(host, address)
+    # Where it had none before, none is loaded and none is waited for: it is offered to those that are there.
+    without = args.get("without", False)
+    native = None if without else args.get("native") or _native(host, address)
     override = args.get("override")
     host.files.write(f"{DEVICES}/{address}/driver_override", override or "\n")
     wanted = override or native
@@ -293,7 +303,9 @@ def _release(host: Host, args: Args) -> None:
         _load_as_udev_would(host, address, native)
     _offer(host, address)
     _not_taken_again(host, address, wanted)
-    if wanted is None or (not override and not args.get("online") and _may_stay_without(host, address, wanted)):
+    if wanted is None or without or (not override and not args.get("online") and _may_stay_without(host, address, wanted)):
+        return
+    if not override and _may_be_missing(host, wanted):
         return
     if not host.wait(lambda: _driver(host, address) is not None, APPEAR_LIMIT):
         raise EngineError(
@@ -318,6 +330,11 @@ def _may_stay_without(host: Host, address: str, native: str) -> bool:
         return False
     probing = host.files.attr(f"{DEVICES}/{address}/physfn/sriov_drivers_autoprobe")
     return native in drivers.NEEDS_RESOURCES or probing == "0"
+
+
+def _may_be_missing(host: Host, driver: str) -> bool:
+    """One that the operator keeps from being loaded."""
+    return not host.files.exists(f"{DRIVERS}/{driver}") and bool(aliases.blacklisted(host.files, [driver]))
 
 
 def _restore(host: Host, address: str, override: str | None, driver: str | None) -> None:
@@ -486,6 +503,20 @@ def _live(host: Host, pf: str) -> bool:
 
 def _undo_nvme_primary(host: Host, args: Args) -> None:
     _set_nvme_primary(host, {"pf": args["pf"], "to": args["from"]})
+
+
+@contextlib.contextmanager
+def without_driver(host: Host, addresses: Sequence[str]) -> Iterator[None]:
+    """Take functions from their drivers for a while."""
+    had = {address: driver for address in addresses if (driver := _driver(host, address))}
+    try:
+        for address in had:
+            _unbind(host, address)
+        yield
+    finally:
+        for address, driver in had.items():
+            if _driver(host, address) is None:
+                _rebind(host, address, driver)
 
 
 def _unbind_vf(host: Host, args: Args) -> None:

@@ -123,10 +123,26 @@ def _switched_off(files: Files, driver: str, module: str) -> Lack | None:
             reason = f"{driver} is forbidden by module_blacklist= on the running kernel's command line."
             return Lack(reason, "Take it out there and reboot.")
     for path, words in _modprobe_lines(files):
-        if words[0] == "install" and words[1].replace("-", "_") == module and _NOTHING.fullmatch(words[2]):
+        if words[0] == "install" and len(words) > 2 and words[1].replace("-", "_") == module and _NOTHING.fullmatch(words[2]):
             reason = f"{driver} is switched off in {path} ({' '.join(words)})."
             return Lack(reason, "Take that line out.")
     return None
+
+
+def blacklisted(files: Files, drivers: Iterable[str]) -> frozenset[str]:
+    """Those of the drivers that an operator keeps udev from loading for a device: 'blacklist' and 'install' lines
+    (modprobe.d(5)), modprobe.blacklist= (modprobe(8)) and module_blacklist= on the running kernel's command line."""
+    wanted = {known.module_of(driver): driver for driver in drivers}
+    if not wanted:
+        return frozenset()
+    named = {words[1].replace("-", "_") for _path, words in _modprobe_lines(files) if words[0] == "blacklist"}
+    for word in cmdline.split(files.text("/proc/cmdline") or ""):
+        key, _equals, value = word.partition("=")
+        if key == "modprobe.blacklist":
+            named |= set(value.replace("-", "_").split(","))
+    return frozenset(
+        driver for module, driver in wanted.items() if module in named or _switched_off(files, driver, module)
+    )
 
 
 def _modprobe_lines(files: Files) -> Iterable[tuple[str, list[str]]]:
@@ -137,7 +153,7 @@ def _modprobe_lines(files: Files) -> Iterable[tuple[str, list[str]]]:
                 seen.add(name)
                 for line in (files.text(f"{folder}/{name}") or "").splitlines():
                     words = line.split()
-                    if len(words) > 2 and not words[0].startswith("#"):
+                    if len(words) > 1 and not words[0].startswith("#"):
                         yield f"{folder}/{name}", words
 
 

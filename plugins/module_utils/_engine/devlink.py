@@ -90,8 +90,11 @@ def set_eswitch(host: Host, args: Args) -> None:
 
 
 def undo_eswitch(host: Host, args: Args) -> None:
+    """A change of the mode that failed half way may show the old mode, with the port down."""
     if eswitch(host, args["address"]).get(args["key"]) != args["from"]:
         _set_eswitch(host, args, args["from"])
+    elif args["key"] == "mode":
+        _bring_back(host, args, need_switch_id=args["from"] == "switchdev" and args["uplink"])
 
 
 def _set_eswitch(host: Host, args: Args, value: str) -> None:
@@ -155,12 +158,9 @@ def reload(host: Host, args: Args) -> None:
 
 
 def undo_reload(host: Host, args: Args) -> None:
+    """A reload that failed half way has its old values again, and has left the port down."""
     if _set_params(host, args, "from"):
-        _reload(host, args)
-
-
-def _reload(host: Host, args: Args) -> None:
-    _do(host, ["devlink", "dev", "reload", sysfs.devlink(args["address"])])
+        _do(host, ["devlink", "dev", "reload", sysfs.devlink(args["address"])])
     _bring_back(host, args)
 
 

@@ -69,14 +69,17 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
     state = _read(host, wishes, options)
     # What the call would take if nothing stood against it: each guard has to know the whole of that.
     plan = plan_devices(host, state, wishes, replace(options, allow=frozenset(DANGERS)), call.declare)
-    if plan.refusals or any(_touches_a_device(action) for action in plan.actions):
+    if plan.refusals or plan.actions:
         state = guards.foreseen(state, plan.actions)
         plan = plan_devices(host, state, wishes, options, call.declare)
-    if any(_touches_a_device(action) for action in plan.actions) and not plan.refusals:
-        # Only now is it worth looking into every process of the host.
-        from . import users
+    touching = any(_touches_a_device(action) for action in plan.actions)
+    if (touching or any(_records(action) for action in plan.actions)) and not plan.refusals:
+        state = replace(state, own_macs=read.own_macs(host.files, state))
+        if touching:
+            # Only now is it worth looking into every process of the host.
+            from . import users
 
-        state = replace(users.look(host, state), own_macs=read.own_macs(host.files, state))
+            state = users.look(host, state)
         plan = plan_devices(host, state, wishes, options, call.declare)
     _raise_refusals(plan.refusals)
     after_link.defer(state, plan, call.before_link)
@@ -99,6 +102,11 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
 def _touches_a_device(action: Action) -> bool:
     """Recording a wish takes nothing from anybody."""
     return action.unit != HOST and action.kind != "declare"
+
+
+def _records(action: Action) -> bool:
+    """What a record says of before is not what a driver made up."""
+    return action.kind == "declare" and action.args["entry"] is not None
 
 
 def _read(host: Host, wishes: Wishes, options: Options) -> State:
@@ -233,6 +241,7 @@ def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> 
     """The devices of a resource as they are, as valid input for it, and facts beside that. Of a device that the
     collection owns it names what was wished of it, of any other all there is. Reads only."""
     state = read.read_state(host, Needs(variants=True))
+    state = replace(state, own_macs=read.own_macs(host.files, state))
     state = read_more(host, state, {name: _owned_wishes(state.stored[name]["devices"])}, Options())
     resource = RESOURCES[name]
     wrong = match.check_selector(selector) if selector else None

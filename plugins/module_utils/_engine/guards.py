@@ -150,6 +150,12 @@ def _cuts_off(values: Mapping[str, Any]) -> bool:
     return values.get("link_state") == "disable" or any(key in values for key in VLAN)
 
 
+def held_attributes(vf: Function, keys: Collection[str], users: Collection[str]) -> Refusal:
+    """What stands against giving back what the holder of a VF sets himself: he would put ours back when he lets it go."""
+    reason = f"{', '.join(keys)} cannot be given back while it is in use by {', '.join(users)}."
+    return _refusal(vf, "in_use", reason)
+
+
 def before_eswitch(state: State, pf: Function) -> list[Refusal]:
     """What stands against another mode of the eswitch, beyond what a change of the number of VFs meets."""
     return ruled_by_others(state, pf, keepers.ESWITCH)

@@ -264,10 +264,33 @@ def undo_vf_attributes(host: Host, args: Mapping[str, Any]) -> None:
         elif host.files.link(f"{sysfs.device(args['pf'])}/virtfn{index}"):
             # There, but not shown.
             lines += _lines(0, netdev, index, was)
-    failed = _batch(host, lines)
+    if lines and args.get("needs_link"):
+        _wait_for_link(host, _netdev(host, args))
+    failed = _batch_without(host, lines, _own_again(host, args, there))
     if failed:
         number, answer = min(failed.items())
         raise EngineError(f"{lines[number].what}: the kernel answered: {answer}.")
+
+
+def _own_again(host: Host, args: Mapping[str, Any], there: Mapping[int, Values]) -> list[str]:
+    """VFs under a driver of the host that get a MAC of their own again: the driver makes one up when it probes its VF, and
+    a MAC that is unset under it leaves the VF with none (igb_ndo_set_vf_mac)."""
+    found = []
+    for index, vf in args["vfs"].items():
+        unset = (vf.get("was") or {}).get("mac") == NO_MAC and there.get(int(index), {}).get("mac") != NO_MAC
+        address = host.files.link(f"{sysfs.device(args['pf'])}/virtfn{index}")
+        if unset and address and host.files.names(f"{sysfs.device(address)}/net"):
+            found.append(address)
+    return found
+
+
+def _batch_without(host: Host, lines: Sequence[_Line], addresses: Sequence[str]) -> dict[int, str]:
+    """Run the lines while some VFs are taken from their drivers."""
+    # Steps on drivers are there, and they need this module.
+    from . import actions
+
+    with actions.without_driver(host, addresses):
+        return _batch(host, lines)
 
 
 def _to_do(wanted: Values, now: Values) -> dict[str, Any]:

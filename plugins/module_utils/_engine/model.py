@@ -199,6 +199,8 @@ class State:
     loadable: frozenset[str] = frozenset()
     #: Driver that was asked for -> why it cannot be had, and the way out.
     lacking: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    #: Drivers of VFs without one that the operator keeps from being loaded.
+    blacklisted: frozenset[str] = frozenset()
     #: Address -> the VFIO driver made for this very device. A PF's address with '/vf' behind it: for its VFs. Read only
     #: where a wish or a report asks for it.
     variants: Mapping[str, str] = field(default_factory=dict)
@@ -211,7 +213,7 @@ class State:
     #: read with the users.
     keepers: Mapping[str, tuple[Keeper, ...]] = field(default_factory=dict)
     consoles: Mapping[str, str] = field(default_factory=dict)
-    #: VFs whose MAC is of their own choice and not their PF's. Read with the users.
+    #: VFs whose MAC is of their own choice and not their PF's. Read with the users, and before anything is recorded.
     own_macs: frozenset[str] = frozenset()
     #: /etc/machine-id.
     machine_id: str = ""

@@ -55,7 +55,8 @@ def read_state(host: Host, needs: Needs) -> State:
     places = identity.locate(found, documents)
     functions = _with_native(files, found.functions, places.stored, drivers)
     variants = _read_variants(files, functions, drivers) if needs.variants or BEST in needs.drivers else {}
-    wanted = _wanted_drivers(needs, variants) - drivers
+    wanted = (_wanted_drivers(needs, variants) | store.recorded_overrides(places.stored)) - drivers
+    without = {f.native for f in functions.values() if f.physfn and f.native and not f.driver}
     return State(
         functions=functions,
         netdevs=netdevs,
@@ -63,6 +64,7 @@ def read_state(host: Host, needs: Needs) -> State:
         drivers=drivers,
         loadable=aliases.providable(files, wanted),
         lacking=aliases.lacking(files, wanted),
+        blacklisted=aliases.blacklisted(files, without - drivers),
         variants=variants,
         early=_read_early(files, documents, needs),
         control_netdev=_control_netdev(host.environment, netdevs),

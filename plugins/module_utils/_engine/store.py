@@ -71,14 +71,24 @@ def _complete(resource: str, entry: Any) -> bool:
     if not (_names_a_card(entry.get("identity")) and isinstance(wish, dict) and isinstance(origin, dict)):
         return False
     if resource == "vfio":
-        return isinstance(wish.get("driver"), str)
+        return isinstance(wish.get("driver"), str) and isinstance(origin.get("override"), (str, type(None)))
     vfs = wish.get("vfs")
+    touched = entry.get("touched", [])
     return (
-        isinstance(wish.get("vf_count"), (int, type(None)))
+        isinstance(touched, list)
+        and all(isinstance(name, str) for name in touched)
+        and isinstance(wish.get("vf_count"), (int, type(None)))
         and isinstance(origin.get("vf_count"), int)
+        and _maps(origin.get("overrides", {}), str)
+        and _maps(origin.get("attributes", {}), dict)
         and isinstance(vfs, dict)
         and all(index.isdigit() and isinstance(vf, dict) for index, vf in vfs.items())
     )
+
+
+def _maps(found: Any, kind: type) -> bool:
+    """Is it a table of VFs with values of this kind?"""
+    return isinstance(found, dict) and all(isinstance(value, kind) for value in found.values())
 
 
 def _names_a_card(known: Any) -> bool:
@@ -188,3 +198,13 @@ def recorded_drivers(stored: Mapping[str, Any]) -> dict[tuple[str, str], str]:
             if driver:
                 found[address, entry["identity"].get("ids", "")] = driver
     return found
+
+
+def recorded_overrides(stored: Mapping[str, Any]) -> frozenset[str]:
+    """The drivers that giving back would need, as somebody had chosen them before the collection."""
+    found = set()
+    for document in stored.values():
+        for entry in document["devices"].values():
+            origin = entry["origin"]
+            found |= {driver for driver in (*origin.get("overrides", {}).values(), origin.get("override")) if driver}
+    return frozenset(found)

@@ -209,15 +209,17 @@ def declare(
     wish: Mapping[str, Any],
     origin: Mapping[str, Any],
     waived: Collection[str] = (),
+    touched: Collection[str] = (),
 ) -> list[Action]:
-    """Record the wish for the replay, with how the device was before us: the first record of that stays. The identity
+    """Record the wish for the replay, with how the device was before us: the first record of that stays. With `touched`
+    (sriov/touched.py) the caller has seen to that. The identity
     stays as well while it names the same card: a netdev that is gone for now does not make it another one. So does
     what was allowed on the way here: a run that finds all in place was not asked for it again."""
     known: Mapping[str, Any] = identity.of(state, function)
     allowed = set(waived)
     old = state.stored[resource]["devices"].get(function.address)
     if old:
-        origin = _first_kept(origin, old["origin"])
+        origin = origin if touched else first_kept(origin, old["origin"])
         allowed |= set(old.get("allow", ()))
         # A card that is on another driver shows less than it did.
         known = {key: old["identity"].get(key, "") if value in ("", None) else value for key, value in known.items()}
@@ -227,13 +229,14 @@ def declare(
         "origin": dict(origin),
         "allow": sorted(allowed),
         "declared_at": function.address,
+        **({"touched": sorted(touched)} if touched else {}),
     }
     if old and entry == {key: value for key, value in old.items() if key != "declared"}:
         return []
     return [_declaration(state, resource, function.address, entry)]
 
 
-def _first_kept(now: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+def first_kept(now: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """How it was before: what was recorded first stays, what a later wish speaks of for the first time is added."""
     both = {key: {**now[key], **old[key]} for key in ORIGIN_BY_KEY if key in now and key in old}
     return {**now, **old, **both}

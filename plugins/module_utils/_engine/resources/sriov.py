@@ -17,7 +17,7 @@ from typing import Any
 from .. import drivers, guards, store, sysfs
 from ..host import Host
 from ..model import PREDICTED, Action, Function, Plan, Refusal, Sriov, State
-from ..sriov import attributes, binding, eswitch, firmware, msix, ranges, secondary
+from ..sriov import attributes, binding, eswitch, firmware, msix, ranges, secondary, touched
 from ..sriov.port import Port, bad
 from . import common
 from .common import Options, Target
@@ -219,17 +219,47 @@ def _take(state: State, target: Target, options: Options, leads: bool, ports: li
         coming=coming,
         wished=wished,
     )
+    port = _kept(port)
     ports.append(port)
     if common.refuse_all(result, _check(port)):
         return result
     port = _cleared(port)
-    wish = {**of_pf, "vf_count": wish_count, "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
+    wish = {**of_pf, "vf_count": _stored_count(port, wished), "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
     if common.refuse_all(result, common.outdated(state, NAME, target, wish)):
         return result
     steps = _converge(port)
-    result.actions = common.declare(state, NAME, port.pf, wish, _origin(port), steps.waived)
+    names, origin = _recorded(port, wish)
+    result.actions = common.declare(state, NAME, port.pf, wish, origin, steps.waived, names)
     result.extend(steps)
     return result
+
+
+def _stored_count(port: Port, wished: Collection[int]) -> int | None:
+    """The number of VFs that the replay makes: the wished one. Where the wish no longer names one, that of an earlier
+    wish, if it is enough: the VFs that we made have to come back for what is wished of them."""
+    old = port.state.stored[NAME]["devices"].get(port.pf.address)
+    earlier: int | None = old["wish"].get("vf_count") if old else None
+    if port.counted or earlier is None:
+        return port.count if port.counted else None
+    return earlier if all(index < earlier for index in wished) else port.count
+
+
+def _recorded(port: Port, wish: Mapping[str, Any]) -> tuple[frozenset[str], dict[str, Any]]:
+    """What was ever touched of the port, and how that was before it was first named."""
+    old = port.state.stored[NAME]["devices"].get(port.pf.address)
+    now, names = _origin(port), touched.of_wish(wish)
+    if old is None:
+        gone = _going(port, now)
+        return names | gone, now
+    before = {**now, **old["origin"]} if touched.COUNT in touched.by(old) else now
+    names |= _going(port, before)
+    origin = common.first_kept(now, touched.origin(now, old, names, port.sriov.vfs))
+    return names | touched.by(old), origin
+
+
+def _going(port: Port, origin: Mapping[str, Any]) -> frozenset[str]:
+    """The VFs that were there before us and go with this count, with all that is set on them."""
+    return frozenset(f"vf {index}" for index in port.sriov.vfs if port.count <= index < origin["vf_count"])
 
 
 def _without_unset(value: Any) -> Any:
@@ -293,11 +323,21 @@ def _converge(port: Port) -> Plan:
 
 
 def _cleared(port: Port) -> Port:
-    """With the VFs made anew where the switch needs that. Nobody asked for it, so those without a wish keep the driver that they were given."""
-    if not eswitch.clears_vfs(port):
+    """With the VFs made anew where the switch needs that."""
+    return _kept(replace(port, cleared=True)) if eswitch.clears_vfs(port) else port
+
+
+def _kept(port: Port) -> Port:
+    """With what the VFs of now were given and lose where they are made anew: unset means untouched."""
+    if not port.born or port.coming is not None:
         return port
-    kept = {int(index): {"driver": driver} for index, driver in _overrides(port).items() if int(index) < port.count}
-    return replace(port, cleared=True, wished={**port.wished, **{i: {**vf, **port.wished.get(i, {})} for i, vf in kept.items()}})
+    drivers_of = binding.keep(port)
+    wished = {index: dict(vf) for index, vf in port.wished.items()}
+    for index, vf in secondary.keep(port).items():
+        wished[index] = {**vf, **wished.get(index, {})}
+    for index, driver in drivers_of.items():
+        wished[index] = {**wished.get(index, {}), "driver": driver}
+    return replace(port, wished=dict(sorted(wished.items())), kept=(*port.kept, *drivers_of))
 
 
 def _plan_count(port: Port, now: int, count: int) -> Plan:
@@ -307,6 +347,7 @@ def _plan_count(port: Port, now: int, count: int) -> Plan:
     if common.guarded(result, guards.before_recount(port.state, port.pf, port.count), port.options, port.pf.address):
         return result
     result.actions.append(_recount(port, now, count))
+    result.warnings += binding.lost(port) if now else []
     return result
 
 
@@ -353,6 +394,7 @@ def _recount(port: Port, now: int, count: int) -> Action:
             "previous": _overrides(port) if now else {},
             "netdev": netdev.name if netdev else "",
             "attributes": attributes.recorded(port) if now else {},
+            "had_link": bool(netdev and netdev.carrier) and pf.driver not in drivers.RATES_WITHOUT_LINK,
             "msix": msix.vanishing(port) if now else {},
             "drivers": {str(index): vf.driver for index, vf in vfs.items() if vf},
             "held_back": secondary.held_back(port),
@@ -410,16 +452,19 @@ def _give_back(state: State, target: Target, options: Options, staying: Collecti
         return result
     sriov = target.function.sriov or Sriov(total=0)
     origin = entry["origin"]
-    count = len(sriov.vfs) if entry["wish"]["vf_count"] is None else min(origin["vf_count"], sriov.total)
+    names = touched.by(entry)
+    count = min(origin["vf_count"], sriov.total) if touched.COUNT in names else len(sriov.vfs)
+    switch, result.warnings = eswitch.still_there(state, target.function, eswitch.as_before(origin.get("pf", {})))
     of_pf = {
-        **eswitch.as_before(origin.get("pf", {})),
+        **switch,
         **firmware.given_back(target.function.address, entry, staying),
-        **attributes.given_back_pf(entry),
+        **({touched.UP: origin[touched.UP]} if touched.UP in names and touched.UP in origin else {}),
     }
-    ours = attributes.set_by(entry)
-    port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads, ours=ours)
-    port = replace(port, wished=_given_back_vfs(port, entry))
-    if common.refuse_all(result, eswitch.check(port)):
+    ours = touched.keys_of(names)
+    port = Port(state, target.function, sriov, options, target.label, of_pf, count, leads=leads, ours=ours, returning=True)
+    port = _kept(replace(port, wished=_given_back_vfs(port, entry)))
+    recounted = _check_pf_driver(state, port.pf, port.label) if count != len(sriov.vfs) else []
+    if common.refuse_all(result, eswitch.check(port) + binding.check(port) + recounted):
         return result
     port = _cleared(port)
     primary = replace(port, wish=secondary.given_back_primary(entry))
@@ -435,25 +480,21 @@ def _give_back(state: State, target: Target, options: Options, staying: Collecti
 
 
 def _given_back_vfs(port: Port, entry: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    overrides: Mapping[str, str] = entry["origin"].get("overrides", {})
+    origin, names = entry["origin"], touched.by(entry)
+    overrides: Mapping[str, str] = origin.get("overrides", {})
     wished: dict[int, dict[str, Any]] = {}
-    for index in _owned_indexes(entry["wish"], overrides):
-        wished[index] = {"driver": overrides.get(str(index), "default")}
     for index in range(port.count):
-        controller = secondary.given_back_vf(entry, index, port.born)
-        if controller:
-            wished.setdefault(index, {}).update(controller)
-        vectors = msix.given_back_vf(entry, index, port.born)
-        if vectors:
-            wished.setdefault(index, {}).update(vectors)
-        values = attributes.given_back(port, index, entry["origin"].get("attributes", {}).get(str(index), {}))
-        if values:
-            wished.setdefault(index, {}).update(values)
-    return {index: vf for index, vf in sorted(wished.items()) if index < port.count}
+        lost = touched.is_whole(names, index) or index not in port.sriov.vfs
+        found: dict[str, Any] = {}
+        if "driver" in port.ours.get(index, ()) or (lost and str(index) in overrides):
+            found["driver"] = overrides.get(str(index), "default")
+        found.update(secondary.given_back_vf(entry, index, port.born or _any_in(names, index, secondary.KEYS)))
+        found.update(msix.given_back_vf(entry, index, port.born or _any_in(names, index, (msix.KEY,))))
+        found.update(attributes.given_back(port, index, origin.get("attributes", {}).get(str(index), {}), lost))
+        if found:
+            wished[index] = found
+    return wished
 
 
-def _owned_indexes(wish: Mapping[str, Any], overrides: Mapping[str, str]) -> Iterable[int]:
-    """The VFs to give back: those that the wish named, and those that lost an override with a count of ours. What
-    somebody did to any other one is his."""
-    named = {index for index, vf in wish["vfs"].items() if vf.get("driver")}
-    return sorted(int(index) for index in named | (set(overrides) if wish["vf_count"] is not None else set()))
+def _any_in(names: Collection[str], index: int, keys: Iterable[str]) -> bool:
+    return any(touched.is_in(names, index, key) for key in keys)

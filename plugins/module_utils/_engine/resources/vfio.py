@@ -196,6 +196,10 @@ def _give_back(state: State, target: Target, options: Options) -> Plan:
         dangers += guards.before_assignment(state, function, release.args["native"])
         if common.guarded(result, dangers, options, function.address):
             return result
+        override = entry["origin"].get("override")
+        if override and not common.driver_exists(state, override):
+            result.refusals.append(common.unknown_driver(function.address, override, state))
+            return result
         result.actions.append(release)
     result.actions += common.forget(state, NAME, function)
     return result
@@ -210,17 +214,21 @@ def _as_before(function: Function, origin: Mapping[str, Any]) -> bool:
 def _release(function: Function, origin: Mapping[str, Any]) -> Action:
     native = origin.get("override") or origin.get("bound") or origin.get("driver") or function.native
     override = f"with the override {origin['override']}" if origin.get("override") else "without an override"
+    # Records of old do not say which driver it had.
+    without = origin.get("bound", native) is None
+    whom = "the kernel (it had no driver)" if without else native or "the kernel"
     return Action(
         kind="release",
         unit=function.address,
-        text=f"give it back to {native or 'the kernel'}, {override}",
+        text=f"give it back to {whom}, {override}",
         args={
             "address": function.address,
             "native": native,
+            "without": without,
             "override": origin.get("override"),
             "was_driver": function.driver,
             "was_override": function.override,
         },
         before={"driver": function.driver},
-        after={"driver": native or "default"},
+        after={"driver": "default" if without else native or "default"},
     )

@@ -94,7 +94,7 @@ def present(port: Port, index: int) -> dict[str, Any]:
 
 def facts(port: Port, index: int) -> dict[str, Any]:
     """What is, in the form of a wish."""
-    found = present(port, index)
+    found = _as_set(port, index)
     for key, value in list(found.items()):
         unable = key in link.OF_PF and _can(port, key) is False and value == link.NEUTRAL.get(key)
         if unable or (key == "mac" and value == link.NO_MAC):
@@ -111,17 +111,6 @@ def origin(port: Port) -> dict[str, Any]:
     netdev = netdev_of(port)
     values = {str(index): _as_set(port, index) for index in port.sriov.vfs}
     return {"attributes": values, "up": netdev.up} if netdev else {}
-
-
-def set_by(entry: Mapping[str, Any]) -> dict[int, list[str]]:
-    """VF index -> the attributes that a recorded wish set."""
-    return {int(index): [key for key in vf if key in KEYS] for index, vf in entry["wish"]["vfs"].items()}
-
-
-def given_back_pf(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recorded wish set of the port itself, as it was before."""
-    was = entry["origin"].get("up")
-    return {"up": was} if was is not None and entry["wish"].get("up") is not None else {}
 
 
 def _as_set(port: Port, index: int) -> dict[str, Any]:
@@ -366,13 +355,12 @@ def _was_set(port: Port, key: str, value: Any) -> bool:
     return bool(value != neutral)
 
 
-def given_back(port: Port, index: int, was: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a VF's origin has to be wished, so that it is as it was: what a wish of ours set, or all of it where the VF
-    itself went with a count of ours."""
+def given_back(port: Port, index: int, was: Mapping[str, Any], whole: bool) -> dict[str, Any]:
+    """What of a VF's origin has to be wished, so that it is as it was: what a wish of ours set, and all of it where the VF
+    itself went with a count of ours (`whole`)."""
+    found = {key: value for key, value in was.items() if whole and key in link.OF_PF and _was_set(port, key, value)}
     if index in port.sriov.vfs:
-        found = {key: value for key, value in was.items() if key in port.ours.get(index, ())}
-    else:
-        found = {key: value for key, value in was.items() if key in link.OF_PF and _was_set(port, key, value)}
+        found.update({key: value for key, value in was.items() if key in port.ours.get(index, ())})
     if found.get("mac") == link.NO_MAC and (port.born or port.pf.driver not in drivers.UNSETS_MAC):
         del found["mac"]
     return found
@@ -380,11 +368,16 @@ def given_back(port: Port, index: int, was: Mapping[str, Any]) -> dict[str, Any]
 
 def recorded(port: Port) -> dict[str, Any]:
     """VF index -> what is set again should a change of the count be undone."""
-    return {
-        str(index): values
-        for index in port.sriov.vfs
-        if (values := {k: v for k, v in _as_set(port, index).items() if _was_set(port, k, v)})
-    }
+    found = {}
+    for index in port.sriov.vfs:
+        is_now = _as_set(port, index)
+        values = {key: value for key, value in is_now.items() if _was_set(port, key, value)}
+        if set(link.RATE) & set(values):
+            # They go in one message.
+            values.update({key: is_now[key] for key in link.RATE if key in is_now})
+        if values:
+            found[str(index)] = values
+    return found
 
 
 def _to_do(port: Port, keys: Iterable[str]) -> dict[int, dict[str, Any]]:
@@ -454,6 +447,8 @@ def plan(port: Port) -> Plan:
     """What has to be set before the VFs get their drivers."""
     result = Plan()
     todo = _without_held(port, _to_do(port, _before_driver()), result)
+    if result.refusals:
+        return result
     if todo or _to_do(port, link.RATE):
         dangers = guards.before_attributes(port.state, port.pf, {} if port.born else todo)
         if common.guarded(result, dangers, port.options, port.pf.address):
@@ -492,13 +487,18 @@ def _plan_rates(port: Port, rates: Mapping[int, Mapping[str, Any]]) -> Plan:
 
 
 def _without_held(port: Port, todo: dict[int, dict[str, Any]], result: Plan) -> dict[int, dict[str, Any]]:
-    """Without the MAC and VLAN of VFs that somebody uses: they are the holder's while he has the VF."""
+    """Without the MAC and VLAN of VFs that somebody uses: they are the holder's while he has the VF. What is given back
+    would be forgotten with its record: that waits for the holder."""
     found = {}
     for index, values in todo.items():
         vf = port.vf(index)
         known = (port.state.users or {}).get(vf.address if vf else "", ())
         users = [user.who for user in known if not user.idle]
         held = [key for key in values if key in _HOLDERS] if users else []
+        if held and vf and port.returning:
+            danger = guards.held_attributes(vf, held, users)
+            common.guarded(result, [danger], port.options, port.pf.address)
+            held = []
         if held:
             result.warnings.append(
                 f"{port.pf.address}: {', '.join(held)} of VF {index} left as it is: {', '.join(users)} uses the VF, and "

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import drivers, guards
@@ -38,8 +38,41 @@ def check(port: Port) -> list[Refusal]:
 def reserved(port: Port) -> dict[str, str]:
     """VF index -> the override that it gets between its birth and its first probing, so that no VF ever shows up under
     a driver it was not meant for."""
-    wished = sorted(port.wished.items())
-    return {str(index): vf["driver"] for index, vf in wished if vf.get("driver") not in (None, "default")}
+    named = {index: vf["driver"] for index, vf in port.wished.items() if vf.get("driver")}
+    # Also one that keeps every driver away, as there is none of that name.
+    both = {**{index: driver for index, driver in _overrides(port) if index < port.count}, **named}
+    return {str(index): driver for index, driver in sorted(both.items()) if driver != "default"}
+
+
+def _overrides(port: Port) -> Iterator[tuple[int, str]]:
+    for index, address in port.sriov.vfs.items():
+        vf = port.state.functions.get(address)
+        if vf and vf.override:
+            yield index, vf.override
+
+
+def keep(port: Port) -> dict[int, str]:
+    """VF index -> the driver that somebody gave it by an override, and that it gets again where it is made anew."""
+    found = {}
+    for index, driver in _overrides(port):
+        vf = port.state.functions[port.sriov.vfs[index]]
+        if index < port.count and vf.driver == driver and not port.wished.get(index, {}).get("driver"):
+            found[index] = driver
+    return found
+
+
+def lost(port: Port) -> list[str]:
+    """What a VF that is made anew does not get again."""
+    found = []
+    for index, address in port.sriov.vfs.items():
+        vf = port.state.functions.get(address)
+        named = port.wished.get(index, {}).get("driver")
+        if index < port.count and vf and not named and not vf.override and drivers.is_vfio(vf.driver):
+            found.append(
+                f"{port.pf.address}: VF {index} is on {vf.driver} without an override, and made anew it gets the driver that "
+                "takes it by itself."
+            )
+    return found
 
 
 def plan(port: Port) -> Plan:
@@ -90,7 +123,7 @@ def _bind(port: Port, index: int, driver: str, certainty: str) -> Plan:
         Action(
             kind="bind",
             unit=pf.address,
-            text=f"bind VF {index} ({port.addresses[index]}) to {driver}",
+            text=f"bind VF {index} ({port.addresses[index]}) to {driver}{' (as it was before)' if index in port.kept else ''}",
             certainty=certainty,
             args={"pf": pf.address, "index": index, "driver": driver, **_was(vf)},
             before={f"vf {index} driver": vf.driver if vf else None},
@@ -110,7 +143,7 @@ def _plan_default(port: Port, index: int, vf: Function | None) -> Plan:
     if not port.sriov.autoprobe and not held:
         return Plan()
     online = secondary.goes_online(port, index)
-    without = vf is not None and (vf.native is None or (vf.native in drivers.NEEDS_RESOURCES and not online))
+    without = vf is not None and (vf.native in (None, *port.state.blacklisted) or (vf.native in drivers.NEEDS_RESOURCES and not online))
     if vf is not None and not held and (vf.driver or without):
         return Plan()
     native = vf.native if vf else None

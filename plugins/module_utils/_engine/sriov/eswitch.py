@@ -474,3 +474,16 @@ def as_before(was: Mapping[str, Any]) -> dict[str, Any]:
         elif first == "hw_tc_offload":
             wish["hw_tc_offload"] = value
     return wish
+
+
+def still_there(state: State, pf: Function, wish: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The wish without the parameters that the kernel no longer has, and a sentence for each of those."""
+    known = state.more.get(NAME, {}).get(pf.address, {}).get("params", {})
+    params, warnings = [], []
+    for param in wish.get("devlink_params") or []:
+        if "error" in known or not pf.driver or param["cmode"] in known.get(param["name"], {}):
+            params.append(param)
+        else:
+            said = f"its devlink parameter {param['name']} ({param['cmode']}) was {devlink.word(param['value'])}"
+            warnings.append(f"{pf.address}: {said} and is not given back: the kernel no longer has it.")
+    return {**wish, **({"devlink_params": params} if "devlink_params" in wish else {})}, warnings

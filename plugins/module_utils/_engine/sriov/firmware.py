@@ -205,11 +205,11 @@ def given_back(address: str, entry: Mapping[str, Any], staying_ones: Collection[
 
 
 def _of_card(state: State, address: str) -> dict[str, Mapping[str, Any]]:
-    """The other ports of a card that were declared with a wish for its firmware."""
+    """The other ports of a card that were ever declared with a wish for its firmware."""
     return {
         other: entry
         for other, entry in _stored(state).items()
-        if other != address and card(other) == card(address) and wished(entry["wish"])
+        if other != address and card(other) == card(address) and entry["origin"].get(NAME)
     }
 
 

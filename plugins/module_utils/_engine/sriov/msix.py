@@ -169,8 +169,7 @@ def origin(port: Port) -> dict[str, Any]:
     return {NAME: vanishing(port)} if _wished(port) else {}
 
 
-def given_back_vf(entry: Mapping[str, Any], index: int, born: bool) -> dict[str, Any]:
+def given_back_vf(entry: Mapping[str, Any], index: int, ours: bool) -> dict[str, Any]:
     """The wish that gives a VF what it had before, if the collection has changed it or makes it anew."""
     was = entry["origin"].get(NAME, {}).get(str(index))
-    ours = KEY in entry["wish"]["vfs"].get(str(index), {})
-    return {KEY: was} if was and (ours or born) else {}
+    return {KEY: was} if was and ours else {}

@@ -46,6 +46,10 @@ class Port:
     wished: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     #: VF index -> what an earlier wish set of it and this plan takes back.
     ours: Mapping[int, Collection[str]] = field(default_factory=dict)
+    #: VFs that are made anew and get the driver again that somebody gave them, though the wish names none.
+    kept: Collection[int] = ()
+    #: Is it given back? Then nothing is left undone: there is no second time.
+    returning: bool = False
     #: The VFs that are there go before anything else: what the plan does to the port is not possible with them.
     cleared: bool = False
 

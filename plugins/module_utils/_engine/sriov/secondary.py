@@ -318,6 +318,17 @@ def vanishing(port: Port) -> list[dict[str, Any]]:
     return found
 
 
+def keep(port: Port) -> dict[int, dict[str, Any]]:
+    """VF index -> the wish for what its controller has now and loses with the VF, where nobody wishes otherwise."""
+    facts = port.state.more.get(NAME, {}).get(port.pf.address, {})
+    found = {}
+    for index, controller in facts.get("controllers", {}).items():
+        usable = not controller["online"] or all(controller[fact] >= least for fact, least in _LEAST.items())
+        if index < port.count and index in port.sriov.vfs and usable and any(controller[fact] for fact in _NONE):
+            found[index] = {key: controller[fact] for key, fact in KEYS.items()}
+    return found
+
+
 def held_back(port: Port) -> list[int]:
     """VFs that no driver is to be offered at their birth: it would fail for want of resources."""
     return [index for index in _wished(port) if port.wished[index].get("online")]
@@ -337,11 +348,10 @@ def origin(port: Port) -> dict[str, Any]:
     return {"nvme_vfs": vfs, **({"nvme_primary": primary} if primary else {})}
 
 
-def given_back_vf(entry: Mapping[str, Any], index: int, born: bool) -> dict[str, Any]:
+def given_back_vf(entry: Mapping[str, Any], index: int, ours: bool) -> dict[str, Any]:
     """The wish that makes a VF's controller what it was, if the collection has changed it or makes it anew."""
     was = entry["origin"].get("nvme_vfs", {}).get(str(index))
-    ours = any(key in entry["wish"]["vfs"].get(str(index), {}) for key in KEYS)
-    if was is None or not (ours or born):
+    if was is None or not ours:
         return {}
     return {key: was[fact] for key, fact in KEYS.items()}
 

@@ -935,6 +935,9 @@ class SimKernel:
         if argv[1] == "--use-blacklist":
             alike = [f for f in self.functions.values() if f.modalias == argv[3]]
             drivers = [d for d in self.known_drivers.values() if any(f.ids in d.ids or f.class_code in d.ids for f in alike)]
+            if drivers and all(f"blacklist {d.name}\n" in self.files.get("/etc/modprobe.d/blacklist.conf", "") for d in drivers):
+                # modprobe(8), --use-blacklist: nothing is loaded, and that is no failure.
+                return 0, "", ""
         for driver in drivers:
             self._register(driver.name)
         return (0, "", "") if drivers else (1, "", f"modprobe: FATAL: Module {argv[-1]} not found")
