@@ -54,18 +54,19 @@ class Call:
 
 def devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
     """Make all device resources as wished, in one reading, one plan and one go."""
-    with _turn(host, call):
-        return _devices(host, wishes, options, call)
+    with turn(host, call):
+        return devices_in_turn(host, wishes, options, call)
 
 
-def _turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
+def turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
     """One door at a time. Check mode only looks, and leaves not even a lock file behind."""
     if call.check:
         return contextlib.nullcontext()
     return host.files.lock(store.LOCK, LOCK_LIMIT, call.who)
 
 
-def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
+def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
+    """The same for a door that has its turn."""
     state = _read(host, wishes, options)
     plan = plan_devices(host, state, wishes, options, call.declare)
     if any(_touches_a_device(action) for action in plan.actions) and not plan.refusals:
@@ -283,7 +284,7 @@ def host_iommu(
     from . import cmdline
     from .resources import iommu, kernel_cmdline
 
-    with _turn(host, call):
+    with turn(host, call):
         now = read.read_iommu(host.files)
         try:
             parameters = kernel_cmdline.read(host)
@@ -315,7 +316,7 @@ def host_cmdline(
     """Make the kernel command line of the next boot as wished."""
     from .resources import kernel_cmdline
 
-    with _turn(host, call):
+    with turn(host, call):
         parameters = kernel_cmdline.read(host)
         plan = kernel_cmdline.plan(parameters, wish, allow)
         _check_boot_plan(host, parameters, plan, allow)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -298,3 +299,48 @@ def test_after_link_by_the_command(operator):
     linked(sim)
     assert operator(sim, "replay", "--device", PF1, "--after-link")[0] == 0
     assert operator(sim, "replay", "--after-link", "--device", PF1)[0] == 0
+
+
+# --- A run that comes while it waits for its turn ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """What another run wishes of PF1 after this door asked for its turn, and before it has it."""
+
+    def run(sim, **wish):
+        real, todo = sim.lock, [wish]
+
+        @contextlib.contextmanager
+        def lock(path, limit, who):
+            if who != "test" and todo:
+                assert call(sim, sriov=[at(PF1, **todo.pop())])["failures"] == {}
+            with real(path, limit, who):
+                yield
+
+        monkeypatch.setattr(sim, "lock", lock)
+
+    return run
+
+
+def doors(operator):
+    return [lambda sim: again(sim)["failures"], lambda sim: again(sim, PF1)["failures"], lambda sim: operator(sim, "apply")[2]]
+
+
+@pytest.mark.parametrize("door", range(3), ids=["replay", "replay of one", "apply"])
+def test_what_is_brought_back_is_what_is_declared_when_it_has_its_turn(operator, meanwhile, door):
+    sim = lab(vfio_loaded=True)
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    meanwhile(sim, vf_count=5, vfs=[{"range": "0", "driver": "vfio-pci"}])
+    assert not doors(operator)[door](sim)
+    assert document(sim)[PF1]["wish"]["vf_count"] == 5
+    assert drivers_of(sim, PF1)[0] == "vfio-pci" and len(sim.functions[PF1].vfs) == 5
+
+
+@pytest.mark.parametrize("door", range(3), ids=["replay", "replay of one", "apply"])
+def test_what_was_given_back_meanwhile_is_not_brought_back_and_no_failure(operator, meanwhile, door):
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    meanwhile(sim, state="absent")
+    assert not doors(operator)[door](sim)
+    assert sim.functions[PF1].vfs == []
