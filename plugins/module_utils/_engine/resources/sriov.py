@@ -18,7 +18,7 @@ from .. import drivers, guards, store, sysfs
 from ..host import Host
 from ..model import PREDICTED, Action, Function, Plan, Refusal, Sriov, State
 from ..sriov import attributes, binding, eswitch, firmware, msix, ranges, secondary
-from ..sriov.port import Port, bad
+from ..sriov.port import Port, bad, is_number
 from . import common
 from .common import Options, Target
 
@@ -139,10 +139,10 @@ def _check_pf(state: State, target: Target) -> list[Refusal]:
         why = "it is itself a VF." if function.physfn else "it has no SR-IOV capability (no sriov_totalvfs in sysfs)."
         return [bad(function.address, f"{target.label}: {why}", "Narrow the selector.")]
     sriov, count = function.sriov or Sriov(total=0), wish.get("vf_count")
+    if count is not None and not is_number(count):
+        return [bad(function.address, f"{target.label}: vf_count {count} is no number from 0.", "0 removes all VFs.")]
     if count is None or count == len(sriov.vfs):
         return []
-    if count < 0:
-        return [bad(function.address, f"{target.label}: vf_count {count} is negative.", "0 removes all VFs.")]
     if count > max(sriov.total, coming or 0):
         return [_too_many(target, sriov, coming)]
     if count > sriov.total:

@@ -19,7 +19,7 @@ from .. import drivers, guards, link
 from ..model import CERTAIN, PREDICTED, Action, Netdev, Plan, Refusal, State
 from ..resources import common
 from . import eswitch
-from .port import Port
+from .port import Port, is_number
 
 #: Everything that a wish can say of a VF, beside its driver.
 KEYS = (*link.OF_PF, *link.OF_NETDEV)
@@ -156,15 +156,11 @@ def _check_values(port: Port, index: int, values: Mapping[str, Any]) -> list[Ref
     return [port.wrong(f"VF {index}: {reason}", way_out) for reason, way_out in _bad_values(values)]
 
 
-def _is_number(value: Any) -> bool:
-    """True and False are numbers to Python, not to us."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _bad_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, (low, high) in _RANGES.items():
-        if key in values and not (_is_number(values[key]) and low <= values[key] <= high):
-            yield f"{key} {values[key]} is not from {low} to {high}.", "Correct the number."
+    wrong = [key for key, bounds in _RANGES.items() if key in values and not is_number(values[key], *bounds)]
+    for key in wrong:
+        low, high = _RANGES[key]
+        yield f"{key} {values[key]} is not from {low} to {high}.", "Correct the number."
     if "mac" in values:
         yield from _bad_mac(str(values["mac"]))
     for key in ("node_guid", "port_guid"):
@@ -175,7 +171,7 @@ def _bad_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{key} {values[key]} is wished without a vlan.", "The kernel takes both together: name the vlan as well."
     elif values.get("vlan") == 0 and values.get("qos"):
         yield f"qos {values['qos']} is wished with vlan 0, which means no VLAN.", "Name a vlan, or leave qos out."
-    if values.get("max_tx_rate") and values.get("min_tx_rate", 0) > values["max_tx_rate"]:
+    if not set(wrong) & set(link.RATE) and values.get("max_tx_rate") and values.get("min_tx_rate", 0) > values["max_tx_rate"]:
         yield (
             f"min_tx_rate {values['min_tx_rate']} is above max_tx_rate {values['max_tx_rate']}.",
             "Lower the one or raise the other.",

@@ -441,6 +441,7 @@ def test_a_network_device_that_is_renamed_meanwhile_is_found_again():
         ({"query_rss": True}, ("query_rss true is wished",)),
         ({"min_tx_rate": 10, "max_tx_rate": 100}, ("min_tx_rate 10 is wished",)),
         ({"min_tx_rate": 200, "max_tx_rate": 100}, ("min_tx_rate 200 is above max_tx_rate 100",)),
+        ({"max_tx_rate": -1}, ("max_tx_rate -1 is not from 0 to 4294967295",)),
         ({"max_tx_rate": 5000}, ("max_tx_rate 5000 is above the 1000 Mbit/s of the link",)),
         ({"node_guid": "00:11:22:33:44:55:66:77"}, ("node_guid is wished, but the port is no InfiniBand port",)),
         ({"port_guid": "00:11"}, ("port_guid 00:11 is no GUID",)),
