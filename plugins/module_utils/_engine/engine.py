@@ -67,6 +67,7 @@ def turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
 
 def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
     """The same for a door that has its turn."""
+    options = replace(options, before_link=call.before_link)
     state = _read(host, wishes, options)
     plan = plan_devices(host, state, wishes, options, call.declare)
     if any(_touches_a_device(action) for action in plan.actions) and not plan.refusals:

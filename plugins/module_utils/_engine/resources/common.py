@@ -31,6 +31,8 @@ class Options:
     granted: Mapping[str, Collection[str]] = field(default_factory=dict)
     #: Only devices that are recorded: the replay never takes a new one.
     recorded_only: bool = False
+    #: What needs a link is left to its unit (engine.Call): how fast the link is then nobody knows now.
+    before_link: bool = False
     #: Who declares: the revision of the inventory, or whatever the caller calls it.
     declared_by: str = ""
 

@@ -262,7 +262,8 @@ def _check_rates(port: Port, index: int, values: Mapping[str, Any]) -> Iterator[
         reason = f"VF {index}: rates are wished, and in switchdev mode the kernel refuses them (EOPNOTSUPP)."
         yield port.wrong(reason, "Limit the VF's representor or its devlink port there (devlink port function rate).")
         return
-    speed = port.sriov.speed
+    # What the boot leaves to the unit that waits for the link does not keep the VFs and their drivers from coming back.
+    speed = None if port.options.before_link else port.sriov.speed
     for key in link.RATE:
         if key in values and speed and values[key] > speed:
             reason = f"VF {index}: {key} {values[key]} is above the {speed} Mbit/s of the link."

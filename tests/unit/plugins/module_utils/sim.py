@@ -130,6 +130,8 @@ class Net:
     xdp: int = 0
     mtu: int = 1500
     promisc: bool = False
+    #: Mbit/s, where it has a link.
+    speed: int = 1000
 
 
 @dataclass
@@ -681,7 +683,7 @@ class SimKernel:
             if net.up:
                 # Reading them gives EINVAL while the device is down (lab).
                 nodes[f"{path}/carrier"] = f"{int(net.carrier)}\n"
-                nodes[f"{path}/speed"] = "1000\n" if net.carrier else "-1\n"
+                nodes[f"{path}/speed"] = f"{net.speed}\n" if net.carrier else "-1\n"
             if function and function.physfn:
                 nodes[f"{path}/addr_assign_type"] = "3\n" if function.made_up_mac else "0\n"
                 nodes[f"{path}/address"] = f"{net.mac or function.mac}\n"

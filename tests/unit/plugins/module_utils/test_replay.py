@@ -301,6 +301,24 @@ def test_after_link_by_the_command(operator):
     assert operator(sim, "replay", "--after-link", "--device", PF1)[0] == 0
 
 
+def test_a_slower_link_at_boot_holds_back_the_rates_alone():
+    sim = lab(vfio_loaded=True)
+    linked(sim)
+    call(sim, sriov=[at(PF1, vf_count=2, vf_defaults={"max_tx_rate": 500, "driver": "vfio-pci"})])
+    sim.reboot()
+    sim.nets["enp129s0"] = Net(speed=100)
+    sim._tree = None
+    assert again(sim)["failures"] == {}
+    assert drivers_of(sim, PF1) == ["vfio-pci", "vfio-pci"]
+    assert units(sim)[-1:] == [f"iovirt-link@{PF1}.service"]
+    # The unit says it, and takes nothing away.
+    assert "max_tx_rate 500 is above the 100 Mbit/s of the link" in again(sim, PF1, after_link=True)["failures"][PF1]
+    assert drivers_of(sim, PF1) == ["vfio-pci", "vfio-pci"]
+    linked(sim)
+    assert again(sim, PF1, after_link=True)["failures"] == {}
+    assert call(sim, sriov=[at(PF1, vf_count=2, vf_defaults={"max_tx_rate": 500, "driver": "vfio-pci"})])["changed"] is False
+
+
 # --- A run that comes while it waits for its turn ---------------------------------------------------------------------------
 
 
