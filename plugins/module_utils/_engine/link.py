@@ -316,6 +316,10 @@ def _differs(host: Host, args: Mapping[str, Any], links: Mapping[str, Mapping[st
 def set_up(host: Host, args: Mapping[str, Any]) -> None:
     """Set a PF's network device up or down."""
     _set_up(host, _netdev(host, args), args["up"])
+    netdev = _netdev(host, args)
+    if ("UP" in read(host).get(netdev, {}).get("flags", [])) != args["up"]:
+        word = "up" if args["up"] else "down"
+        raise EngineError(f"{netdev}: {word} was accepted, but the kernel does not show it {word}. Look at the kernel log.")
 
 
 def undo_up(host: Host, args: Mapping[str, Any]) -> None:

@@ -34,7 +34,9 @@ class Netdev:
     by it."""
 
     name: str
+    #: The permanent MAC, and the one of now.
     mac: str = ""
+    address: str = ""
     up: bool = False
     carrier: bool = False
     addresses: tuple[str, ...] = ()

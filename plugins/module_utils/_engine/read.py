@@ -450,6 +450,7 @@ def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Net
     return Netdev(
         name=name,
         mac=(said.get("permaddr") or said.get("address") or "").lower(),
+        address=(said.get("address") or "").lower(),
         up="UP" in flags,
         carrier="LOWER_UP" in flags,
         addresses=tuple(addresses),

@@ -62,7 +62,7 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
             result.extend(_give_back(state, target, options, staying, leads))
         else:
             result.extend(_take(state, target, options, leads, ports))
-    result.refusals += attributes.check_together(state, ports)
+    result.refusals += attributes.check_together(state, ports, [t.function.address for t in found if t.absent])
     return result
 
 
