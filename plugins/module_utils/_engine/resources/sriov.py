@@ -226,6 +226,7 @@ def _take(state: State, target: Target, options: Options, leads: bool, ports: li
     wish = {**of_pf, "vf_count": wish_count, "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
     if common.refuse_all(result, common.outdated(state, NAME, target, wish)):
         return result
+    result.warnings += common.overruled(state, NAME, port.pf.address, wish, options)
     steps = _converge(port)
     result.actions = common.declare(state, NAME, port.pf, wish, _origin(port), steps.waived)
     result.extend(steps)

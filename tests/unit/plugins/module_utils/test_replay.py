@@ -67,6 +67,33 @@ def test_the_same_wish_of_a_later_revision_changes_nothing():
     assert document(sim, "vfio")[EDU]["declared"]["by"] == "first"
 
 
+def test_a_wish_in_the_place_of_somebody_elses_names_both():
+    """Two roles or two revisions of one inventory: nobody can tell, so it is done and said, in check mode too."""
+    sim = lab(vfio_loaded=True)
+    declared(sim, "role network", sriov=[at(PF1, up=True, vf_count=4, vfs=[{"range": "0-3", "driver": "vfio-pci"}])], vfio=[at(EDU)])
+    wish = at(PF1, vf_count=2, vf_defaults={"driver": "default"})
+    for check in (True, False):
+        options, door = Options(declared_by="role storage"), engine.Call(check=check, who="test")
+        result = engine.devices(sim.host(environment=SSH), {"sriov": [wish], "vfio": [at(EDU)]}, options, door)
+        (said,) = result["warnings"]
+        assert said.startswith(
+            f"{PF1}: 'role storage' wishes vf_count 2 instead of 4; VF 0: driver default instead of vfio-pci; "
+            "VF 1: driver default instead of vfio-pci, which 'role network' declared at 2026-01-31T12:00:00Z."
+        )
+    # Once it is so, there is nothing to say; nor where one side has no name, or it is the same one.
+    for by in ("role storage", "role network"):
+        assert declared(sim, by, sriov=[wish])["warnings"] == []
+    assert declared(sim, "", sriov=[at(PF1, vf_count=1)])["warnings"] == []
+    assert declared(sim, "role network", sriov=[at(PF1, vf_count=3)])["warnings"] == []
+    assert declared(sim, "role network", sriov=[at(PF1, vf_count=2)])["warnings"] == []
+
+
+def test_a_wish_that_adds_contradicts_nobody():
+    sim = lab()
+    declared(sim, "first", sriov=[at(PF1, vf_count=2)])
+    assert declared(sim, "second", sriov=[at(PF1, vf_count=2, vfs=[{"range": "0", "vlan": 5}])])["warnings"] == []
+
+
 # --- VFs that others made --------------------------------------------------------------------------------------------------
 
 
