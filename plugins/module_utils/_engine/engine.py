@@ -265,6 +265,8 @@ def _as_owned(item: Mapping[str, Any], entry: Mapping[str, Any] | None) -> dict[
         return dict(item)
     wish = entry["wish"]
     kept = {key: value for key, value in item.items() if key == "match" or wish.get(key) is not None}
+    # What the report does not look at (up, vf_netdevs, firmware, ...), as it was wished.
+    kept.update({key: value for key, value in wish.items() if key not in item and value is not None})
     if "vfs" in item:
         kept["vfs"] = [
             {

@@ -100,6 +100,7 @@ def facts(port: Port, index: int) -> dict[str, Any]:
     found = present(port, index)
     for key, value in list(found.items()):
         unable = key in link.OF_PF and _can(port, key) is False and value == link.NEUTRAL.get(key)
+        unable |= key in link.RATE and eswitch.legacy_calls_refused(port)
         if unable or (key == "mac" and value == link.NO_MAC):
             del found[key]
     if not found.get("vlan"):
