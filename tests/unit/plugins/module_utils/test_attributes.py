@@ -560,6 +560,19 @@ def test_up_is_believed_only_when_it_is_seen(up, monkeypatch):
     assert f"{'up' if up else 'down'} was accepted, but the kernel does not show it" in result["failures"][PF1]
 
 
+@pytest.mark.parametrize("bad", [PF1, PF2])
+def test_a_word_that_ip_does_not_take_fails_its_own_port_alone(bad, monkeypatch):
+    """An older iproute2 ends the batch there (lab)."""
+    sim, good = lab(), PF2 if bad == PF1 else PF1
+    real = sim_ip.line_of
+    monkeypatch.setattr(sim_ip, "line_of", lambda s, line: 'Error: argument "trust" is wrong' if " trust " in line else real(s, line))
+    result = call(sim, sriov=[at(bad, vf_count=1, vf_defaults={"trust": True}), at(good, vf_count=2, vf_defaults={"vlan": 5})])
+    assert list(result["failures"]) == [bad]
+    assert "Is iproute2 too old" in result["failures"][bad]
+    assert [vf["vlan"] for vf in attributes(sim, good)] == [5, 5]
+    assert sim.functions[bad].vfs == []
+
+
 def test_a_mac_of_a_vf_that_no_wish_names_counts_as_well():
     sim = with_vfs()
     ip(sim, f"vf 1 mac {MAC}")
