@@ -69,10 +69,10 @@ def _plain(port: Port, index: int, key: str, value: Any) -> Any:
 
 def auto_mac(port: Port, index: int) -> str:
     """A locally administered address that is the same on every run: a hash of the host's machine-id and of the port (its
-    permanent MAC, else its PCI address), plus the index of the VF. So no two VFs of a port share one, and two ports of
+    permanent MAC, or its PCI address where it has none), plus the index of the VF. So no two VFs of a port share one, and two ports of
     the world do with a chance of one in 10^11."""
     netdev = netdev_of(port)
-    seed = f"{port.state.machine_id} {netdev.mac if netdev and netdev.mac else port.pf.address}"
+    seed = f"{port.state.machine_id} {netdev.mac if netdev and netdev.mac and not netdev.made_up else port.pf.address}"
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:6], "big") + index
     octets = list((number % 2**48).to_bytes(6, "big"))
     octets[0] = octets[0] & 0xFC | 0x02
