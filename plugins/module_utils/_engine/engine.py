@@ -87,7 +87,9 @@ def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) ->
         if not outcome.indeterminate:
             # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
             # from before.
-            state = read_more(host, read.read_state(host, Needs()), wishes, options)
+            before, state = state.replay, read_more(host, read.read_state(host, Needs()), wishes, options)
+            if outcome.failures and call.declare:
+                _settle_replay(host, before, state, outcome)
     if not call.check:
         done = {action.unit for action in outcome.done if action.args.get("needs_link")}
         after_link.start_units(host, [pf for pf in after_link.waiting(plan) if pf not in done])
@@ -220,6 +222,17 @@ def _add_replay(host: Host, state: State, plan: Plan, recorded: Mapping[str, Map
         version = boot.version(host.sources()) if declared else ""
         actions = boot.plan(state, declared, version, host.python, ours)
         plan.actions = [*actions, *plan.actions] if declared else [*plan.actions, *actions]
+
+
+def _settle_replay(host: Host, before: Mapping[str, Any], state: State, outcome: Outcome) -> None:
+    """The replay is installed before the devices: those that failed are not declared, and it is not there for them."""
+    if HOST in outcome.failures:
+        return
+    plan = Plan()
+    _add_replay(host, state, plan, store.everything(state), declare=True)
+    outcome.add(_apply(host, plan))
+    if plan.actions and boot.read(host.files, host.python) == before:
+        outcome.done = [action for action in outcome.done if action.kind not in boot.STEPS]
 
 
 def _raise_refusals(refusals: Sequence[Refusal]) -> None:
