@@ -58,7 +58,7 @@ def _wrong_vfio(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
     if not wish.get("driver"):
         yield "wish.driver"
     yield from _typed(wish, _OF_VFIO, "wish")
-    yield from _typed(origin, dict.fromkeys(("driver", "override", "bound"), {"type": "str"}), "origin")
+    yield from _typed(origin, {key: {"type": "str"} for key in ("driver", "override", "bound")}, "origin")
 
 
 def _wrong_sriov(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:

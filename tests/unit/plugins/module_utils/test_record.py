@@ -12,7 +12,16 @@ import json
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, record, replay
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import EDU, MLX5, NVME, PF1, at, call, lab, switches
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    EDU,
+    MLX5,
+    NVME,
+    PF1,
+    at,
+    call,
+    lab,
+    switches,
+)
 
 READY = {"nvme_queues": 2, "nvme_interrupts": 1, "online": True}
 PARAMS = [{"name": "enable_roce", "cmode": "driverinit", "value": False}]
