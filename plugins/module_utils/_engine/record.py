@@ -99,21 +99,24 @@ def _typed(values: Any, options: Mapping[str, Any], where: str) -> Iterator[str]
     if not isinstance(values, dict):
         yield where
         return
-    for key, option in options.items():
-        if values.get(key) is not None:
-            yield from _of_kind(values[key], option, f"{where}.{key}")
-        elif option.get("required"):
+    for key, value in values.items():
+        option = options.get(key)
+        if option and value is not None and not isinstance(value, _KINDS.get(option["type"], object)):
             yield f"{where}.{key}"
+        elif option and value is not None and "options" in option:
+            yield from _of_kind(value, option, f"{where}.{key}")
 
 
 def _of_kind(value: Any, option: Mapping[str, Any], where: str) -> Iterator[str]:
-    if option["type"] in _KINDS and not isinstance(value, _KINDS[option["type"]]):
+    if not isinstance(value, _KINDS.get(option["type"], object)):
         yield where
     elif option["type"] == "dict":
         yield from _typed(value, option["options"], where)
     elif option["type"] == "list":
         for number, item in enumerate(value):
-            yield from _of_kind(item, {"type": option["elements"], "options": option.get("options")}, f"{where}.{number}")
+            yield from _typed(item, option["options"], f"{where}.{number}")
+            required = [key for key, inner in option["options"].items() if inner.get("required")]
+            yield from (f"{where}.{number}.{key}" for key in required if isinstance(item, dict) and item.get(key) is None)
 
 
 def _names_a_card(known: Any) -> bool:
