@@ -108,7 +108,8 @@ def _typed(values: Any, options: Mapping[str, Any], where: str) -> Iterator[str]
 
 
 def _of_kind(value: Any, option: Mapping[str, Any], where: str) -> Iterator[str]:
-    if not isinstance(value, _KINDS.get(option["type"], object)):
+    fits = isinstance(value, _KINDS.get(option["type"], object))
+    if not fits:
         yield where
     elif option["type"] == "dict":
         yield from _typed(value, option["options"], where)
