@@ -44,5 +44,6 @@ options:
       - Who declares, in free text, as the revision of the inventory. It stands with the time in the records on the
         host, and C(iovirt status) shows it.
       - A run that would change nothing else does not write it.
+      - A wish that contradicts what another one declared for a device is followed, with a warning that names both.
     type: str
 """

@@ -122,6 +122,7 @@ devices:
   description:
     - The physical functions, in the form of wishes.
     - Each entry is valid input for O(iovirt.host.sriov#module:devices).
+    - The rates of VFs are not in it in switchdev mode, where the kernel refuses to set them.
     - Of a device that the collection owns an entry holds what was wished for it, as it is now; handed back, it changes
       nothing. Of any other device it holds all there is; handed back, it changes nothing on the device and the collection
       owns it from then on.

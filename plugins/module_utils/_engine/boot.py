@@ -171,6 +171,10 @@ def read(files: Files, python: str) -> dict[str, Any]:
     }
 
 
+#: Kinds of steps that make the replay what it has to be.
+STEPS = ("install_replay", "remove_replay", "write_rules")
+
+
 def plan(
     state: State, declared: Collection[str], wanted_version: str, python: str, ours: Collection[str] = ()
 ) -> list[Action]:

@@ -169,11 +169,8 @@ def _in_short(wish: Mapping[str, Any]) -> str:
 
 
 def _converge(host: Host, check: bool, as_json: bool) -> int:
-    state = read_state(host, Needs())
-    wishes, missing = replay.wishes_of(state)
     call = engine.Call(check=check, who="iovirt apply", declare=False)
-    result = replay.converge(host, wishes, replay.granted(state), call)
-    result["failures"].update(missing)
+    result = replay.converge_declared(host, call)
     _show(result, as_json, _lines(result))
     if result["failures"]:
         return 1

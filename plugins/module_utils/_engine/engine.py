@@ -54,18 +54,20 @@ class Call:
 
 def devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
     """Make all device resources as wished, in one reading, one plan and one go."""
-    with _turn(host, call):
-        return _devices(host, wishes, options, call)
+    with turn(host, call):
+        return devices_in_turn(host, wishes, options, call)
 
 
-def _turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
+def turn(host: Host, call: Call) -> contextlib.AbstractContextManager[None]:
     """One door at a time. Check mode only looks, and leaves not even a lock file behind."""
     if call.check:
         return contextlib.nullcontext()
     return host.files.lock(store.LOCK, LOCK_LIMIT, call.who)
 
 
-def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
+def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[str, Any]:
+    """The same for a door that has its turn."""
+    options = replace(options, before_link=call.before_link)
     state = _read(host, wishes, options)
     # What the call would take if nothing stood against it: each guard has to know the whole of that.
     plan = plan_devices(host, state, wishes, replace(options, allow=frozenset(DANGERS)), call.declare)
@@ -92,7 +94,9 @@ def _devices(host: Host, wishes: Wishes, options: Options, call: Call) -> dict[s
         if not outcome.indeterminate:
             # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
             # from before.
-            state = read_more(host, read.read_state(host, Needs()), wishes, options)
+            before, state = state.replay, read_more(host, read.read_state(host, Needs()), wishes, options)
+            if outcome.failures and call.declare:
+                _settle_replay(host, before, state, outcome)
     if not call.check:
         done = {action.unit for action in outcome.done if action.args.get("needs_link")}
         after_link.start_units(host, [pf for pf in after_link.waiting(plan) if pf not in done])
@@ -232,6 +236,17 @@ def _add_replay(host: Host, state: State, plan: Plan, recorded: Mapping[str, Map
         plan.actions = [*actions, *plan.actions] if declared else [*plan.actions, *actions]
 
 
+def _settle_replay(host: Host, before: Mapping[str, Any], state: State, outcome: Outcome) -> None:
+    """The replay is installed before the devices: those that failed are not declared, and it is not there for them."""
+    if HOST in outcome.failures:
+        return
+    plan = Plan()
+    _add_replay(host, state, plan, store.everything(state), declare=True)
+    outcome.add(_apply(host, plan))
+    if plan.actions and boot.read(host.files, host.python) == before:
+        outcome.done = [action for action in outcome.done if action.kind not in boot.STEPS]
+
+
 def _raise_refusals(refusals: Sequence[Refusal]) -> None:
     if refusals:
         raise EngineError("\n".join(dict.fromkeys(refusal.sentence() for refusal in refusals)))
@@ -276,6 +291,8 @@ def _as_owned(item: Mapping[str, Any], entry: Mapping[str, Any] | None) -> dict[
         return dict(item)
     wish = entry["wish"]
     kept = {key: value for key, value in item.items() if key == "match" or wish.get(key) is not None}
+    # What the report does not look at (up, vf_netdevs, firmware, ...), as it was wished.
+    kept.update({key: value for key, value in wish.items() if key not in item and value is not None})
     if "vfs" in item:
         kept["vfs"] = [
             {
@@ -296,7 +313,7 @@ def host_iommu(
     from . import cmdline
     from .resources import iommu, kernel_cmdline
 
-    with _turn(host, call):
+    with turn(host, call):
         now = read.read_iommu(host.files)
         try:
             parameters = kernel_cmdline.read(host)
@@ -328,7 +345,7 @@ def host_cmdline(
     """Make the kernel command line of the next boot as wished."""
     from .resources import kernel_cmdline
 
-    with _turn(host, call):
+    with turn(host, call):
         parameters = kernel_cmdline.read(host)
         plan = kernel_cmdline.plan(parameters, wish, allow)
         _check_boot_plan(host, parameters, plan, allow)

@@ -204,7 +204,7 @@ def _alike(state: State, wanted: str) -> list[Function]:
 
 
 def _shown(state: State, function: Function) -> dict[str, str]:
-    mac = next((state.netdevs[name].mac for name in function.netdevs if name in state.netdevs), "")
+    mac = next((state.netdevs[name].mac for name in function.netdevs if name in state.netdevs and not state.netdevs[name].made_up), "")
     if function.bus != sysfs.PCI:
         # A simulated device may have another random one at each birth.
         mac = ""

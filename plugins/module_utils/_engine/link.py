@@ -158,6 +158,24 @@ def _batch(host: Host, lines: Sequence[_Line]) -> dict[int, str]:
     return failed
 
 
+def _answers(host: Host, lines: Sequence[_Line], errors: list[Exception | None]) -> dict[int, str]:
+    """As _batch. Where one line broke it off, port by port, so that it fails its own port alone; what was set already is
+    set again."""
+    owners = dict.fromkeys(line.owner for line in lines)
+    try:
+        return _batch(host, lines)
+    except EngineError as error:
+        if len(owners) == 1:
+            errors[lines[0].owner] = error
+            return {}
+    found = {}
+    for owner in owners:
+        numbers = [number for number, line in enumerate(lines) if line.owner == owner]
+        answers = _answers(host, [lines[number] for number in numbers], errors)
+        found.update({numbers[number]: answer for number, answer in answers.items()})
+    return found
+
+
 def failures(err: str) -> tuple[dict[int, str], str]:
     """Index of the line (from 0) -> the answer, from the standard error of a batch: what `ip` says of a line stands
     before 'Command failed -:N' (do_batch in iproute2's lib/utils.c). And what it said that belongs to no such line."""
@@ -239,7 +257,7 @@ def _try(
         except EngineError as error:
             errors[owner] = error
     again = []
-    for number, answer in sorted(_batch(host, lines).items()):
+    for number, answer in sorted(_answers(host, lines, errors).items()):
         owner = lines[number].owner
         if answer.startswith("Cannot find device") and not last:
             again.append(owner)
@@ -339,6 +357,10 @@ def _differs(host: Host, args: Mapping[str, Any], links: Mapping[str, Mapping[st
 def set_up(host: Host, args: Mapping[str, Any]) -> None:
     """Set a PF's network device up or down."""
     _set_up(host, _netdev(host, args), args["up"])
+    netdev = _netdev(host, args)
+    if ("UP" in read(host).get(netdev, {}).get("flags", [])) != args["up"]:
+        word = "up" if args["up"] else "down"
+        raise EngineError(f"{netdev}: {word} was accepted, but the kernel does not show it {word}. Look at the kernel log.")
 
 
 def undo_up(host: Host, args: Mapping[str, Any]) -> None:

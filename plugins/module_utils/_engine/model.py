@@ -34,7 +34,11 @@ class Netdev:
     by it."""
 
     name: str
+    #: The permanent MAC, and the one of now. Where nobody tells of a permanent one, both are that of now.
     mac: str = ""
+    address: str = ""
+    #: It has no permanent one: it is another one at each boot.
+    made_up: bool = False
     up: bool = False
     carrier: bool = False
     addresses: tuple[str, ...] = ()

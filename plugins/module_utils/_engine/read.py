@@ -51,7 +51,9 @@ def read_state(host: Host, needs: Needs) -> State:
     documents = store.load_all(files)
     netdevs = _read_netdevs(host)
     drivers = frozenset(files.names(DRIVERS))
-    found = State(functions=_read_functions(files, netdevs), netdevs=netdevs)
+    functions = _read_functions(files, netdevs)
+    netdevs = _with_made_up(files, functions, netdevs)
+    found = State(functions=functions, netdevs=netdevs)
     places = identity.locate(found, documents)
     functions = _with_native(files, found.functions, places.stored, drivers)
     variants = _read_variants(files, functions, drivers) if needs.variants or BEST in needs.drivers else {}
@@ -76,6 +78,16 @@ def read_state(host: Host, needs: Needs) -> State:
         moved=places.moved,
         keys=places.keys,
     )
+
+
+def _with_made_up(files: Files, functions: Mapping[str, Function], netdevs: Mapping[str, Netdev]) -> dict[str, Netdev]:
+    """Of a MAC that the driver made up, or took from another device, `ip` shows no permanent one beside it (1, NET_ADDR_RANDOM; 2,
+    NET_ADDR_STOLEN; Documentation/ABI/testing/sysfs-class-net, addr_assign_type). One that was set (3) may be the permanent one: the first
+    leg of a bond has it so. Of whole functions alone: a VF is told by its PF."""
+    names = [name for f in functions.values() if f.physfn is None for name in f.netdevs if name in netdevs]
+    alone = [name for name in names if netdevs[name].mac == netdevs[name].address]
+    made_up = [name for name in alone if files.attr(f"/sys/class/net/{name}/addr_assign_type") in ("1", "2")]
+    return {**netdevs, **{name: replace(netdevs[name], made_up=True) for name in made_up}}
 
 
 def own_macs(files: Files, state: State) -> frozenset[str]:
@@ -452,6 +464,7 @@ def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Net
     return Netdev(
         name=name,
         mac=(said.get("permaddr") or said.get("address") or "").lower(),
+        address=(said.get("address") or "").lower(),
         up="UP" in flags,
         carrier="LOWER_UP" in flags,
         addresses=tuple(addresses),

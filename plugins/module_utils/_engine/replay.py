@@ -40,11 +40,9 @@ def run(host: Host, only: str | None, after_link: bool = False) -> dict[str, Any
     if after_link and only is not None and not links.wait(host, [only], links.LIMIT):
         return _no_link(only)
     deadline = host.clock() + TOTAL
-    state = _read_when_settled(host, only, host.clock() + BUDGET)
-    wishes, missing = wishes_of(state, only)
+    _wait_until_settled(host, only, host.clock() + BUDGET)
     call = engine.Call(who="boot replay", declare=False, deadline=deadline, before_link=not after_link)
-    result = converge(host, wishes, granted(state), call)
-    result["failures"].update(missing)
+    result = converge_declared(host, call, only)
     if only is None:
         host.files.replace(RESULT, json.dumps(result, indent=2, sort_keys=True) + "\n", mode=0o600)
     return result
@@ -53,6 +51,17 @@ def run(host: Host, only: str | None, after_link: bool = False) -> dict[str, Any
 def _no_link(address: str) -> dict[str, Any]:
     sentence = f"{address}: it has had no link for {links.LIMIT:g} s, so what needs one was not done. Run 'iovirt apply' then."
     return {"changed": False, "actions": [], "failures": {address: sentence}}
+
+
+def converge_declared(host: Host, call: engine.Call, only: str | None = None) -> dict[str, Any]:
+    """Bring the declared devices, or one, to what is declared once this door has its turn: a run may have changed that
+    while it waited. What was given back meanwhile is nobody's to bring back."""
+    with engine.turn(host, call):
+        state = read_state(host, Needs())
+        wishes, missing = wishes_of(state, only)
+        result = converge(host, wishes, granted(state), call)
+    result["failures"].update(missing)
+    return result
 
 
 def wishes_of(state: State, only: str | None = None) -> tuple[engine.Wishes, dict[str, str]]:
@@ -78,16 +87,16 @@ def entries_of(state: State, only: str | None = None) -> list[Entry]:
 
 def converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.Call) -> dict[str, Any]:
     """All at once where that works; where something is refused, device by device, so that one bad device does not keep
-    the others from coming back."""
+    the others from coming back. The caller has the turn."""
     try:
-        return engine.devices(host, wishes, options, call)
+        return engine.devices_in_turn(host, wishes, options, call)
     except EngineError:
         pass
     result: dict[str, Any] = {"changed": False, "actions": [], "failures": {}}
     for name, list_ in wishes.items():
         for wish in list_:
             try:
-                part = engine.devices(host, {name: [wish]}, options, call)
+                part = engine.devices_in_turn(host, {name: [wish]}, options, call)
                 result["changed"] |= part["changed"]
                 result["actions"] += part["actions"]
                 result["failures"].update(part["failures"])
@@ -111,14 +120,11 @@ def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:
     return {**wish, "match": match, "vfs": vfs}
 
 
-def _read_when_settled(host: Host, only: str | None, end: float) -> State:
-    """The host once every declared device has what is needed: its driver, and something to be told by. What does not
-    come until `end` (by host.clock) is gone on without."""
-    state = read_state(host, Needs())
-    while _unsettled(host, state, only) and host.clock() < end:
+def _wait_until_settled(host: Host, only: str | None, end: float) -> None:
+    """Wait until every declared device has what is needed: its driver, and something to be told by. What does not come
+    until `end` (by host.clock) is gone on without."""
+    while _unsettled(host, read_state(host, Needs()), only) and host.clock() < end:
         host.sleep(1.0)
-        state = read_state(host, Needs())
-    return state
 
 
 def _unsettled(host: Host, state: State, only: str | None) -> bool:

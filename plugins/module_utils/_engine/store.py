@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import identity, sysfs
+from . import record, sysfs
 from .errors import StateFileError
 from .host import Files
 from .model import Function, State
@@ -58,44 +58,10 @@ def load(files: Files, resource: str) -> dict[str, Any]:
         raise _unusable(path, f"is not a version {VERSION} document of the resource {resource}")
     document["version"] = VERSION
     for address, entry in document["devices"].items():
-        if not _complete(resource, entry):
-            raise _unusable(path, f"its entry for {address} is incomplete")
+        wrong = record.wrong(resource, entry)
+        if wrong:
+            raise _unusable(path, f"its entry for {address} is incomplete ({wrong} is missing or of the wrong kind)")
     return document
-
-
-def _complete(resource: str, entry: Any) -> bool:
-    """Does an entry hold all that is read of it? What somebody edited by hand need not."""
-    if not isinstance(entry, dict):
-        return False
-    wish, origin = entry.get("wish"), entry.get("origin")
-    if not (_names_a_card(entry.get("identity")) and isinstance(wish, dict) and isinstance(origin, dict)):
-        return False
-    if resource == "vfio":
-        return isinstance(wish.get("driver"), str) and isinstance(origin.get("override"), (str, type(None)))
-    vfs = wish.get("vfs")
-    touched = entry.get("touched", [])
-    return (
-        isinstance(touched, list)
-        and all(isinstance(name, str) for name in touched)
-        and isinstance(wish.get("vf_count"), (int, type(None)))
-        and isinstance(origin.get("vf_count"), int)
-        and _maps(origin.get("overrides", {}), str)
-        and _maps(origin.get("attributes", {}), dict)
-        and isinstance(vfs, dict)
-        and all(index.isdigit() and isinstance(vf, dict) for index, vf in vfs.items())
-    )
-
-
-def _maps(found: Any, kind: type) -> bool:
-    """Is it a table of VFs with values of this kind?"""
-    return isinstance(found, dict) and all(isinstance(value, kind) for value in found.values())
-
-
-def _names_a_card(known: Any) -> bool:
-    if not isinstance(known, dict) or not all(isinstance(known.get(key, ""), str) for key in ("ids", "slot", *identity.STRONG)):
-        return False
-    pf = known.get("pf")
-    return isinstance(known.get("peers", []), list) and (pf is None or (_names_a_card(pf) and isinstance(pf.get("address"), str)))
 
 
 def _unusable(path: str, why: str) -> StateFileError:

@@ -31,6 +31,8 @@ class Options:
     granted: Mapping[str, Collection[str]] = field(default_factory=dict)
     #: Only devices that are recorded: the replay never takes a new one.
     recorded_only: bool = False
+    #: What needs a link is left to its unit (engine.Call): how fast the link is then nobody knows now.
+    before_link: bool = False
     #: Who declares: the revision of the inventory, or whatever the caller calls it.
     declared_by: str = ""
 
@@ -240,6 +242,37 @@ def first_kept(now: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]
     """How it was before: what was recorded first stays, what a later wish speaks of for the first time is added."""
     both = {key: {**now[key], **old[key]} for key in ORIGIN_BY_KEY if key in now and key in old}
     return {**now, **old, **both}
+
+
+def overruled(state: State, resource: str, address: str, wish: Mapping[str, Any], options: Options) -> list[str]:
+    """A warning where a wish says something else than the one in its place, and another one declared that. Two roles, or
+    two revisions of one inventory: `declared_by` is free text, and nobody here can tell."""
+    old = state.stored[resource]["devices"].get(address)
+    by = old.get("declared", {}).get("by") if old else None
+    if not (old and by and options.declared_by) or by == options.declared_by:
+        return []
+    differing = _contradictions(old["wish"], wish)
+    if not differing:
+        return []
+    said = "; ".join(differing[:3]) + (f" and {len(differing) - 3} things more" if len(differing) > 3 else "")
+    return [
+        f"{address}: {options.declared_by!r} wishes {said}, which {by!r} declared at "
+        f"{old['declared'].get('at') or 'a time unknown'}. The newer wish takes its place. If these are two roles or "
+        "playbooks, and not two revisions of one, let one of them declare it: else each run takes back what the other did."
+    ]
+
+
+def _contradictions(old: Mapping[str, Any], new: Mapping[str, Any], of: str = "") -> list[str]:
+    """The keys that both name, with another value."""
+    found = []
+    for key, value in new.items():
+        before = old.get(key)
+        if key == "vfs":
+            for index in value:
+                found += _contradictions(before.get(index, {}), value[index], f"VF {index}: ") if before else []
+        elif value is not None and before is not None and value != before:
+            found.append(f"{of}{key} {value} instead of {before}")
+    return found
 
 
 def forget(state: State, resource: str, function: Function) -> list[Action]:

@@ -18,7 +18,7 @@ from .. import drivers, guards, store, sysfs
 from ..host import Host
 from ..model import PREDICTED, Action, Function, Plan, Refusal, Sriov, State
 from ..sriov import attributes, binding, eswitch, firmware, msix, ranges, secondary, touched
-from ..sriov.port import Port, bad
+from ..sriov.port import Port, bad, is_number
 from . import common
 from .common import Options, Target
 
@@ -62,7 +62,7 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
             result.extend(_give_back(state, target, options, staying, leads))
         else:
             result.extend(_take(state, target, options, leads, ports))
-    result.refusals += attributes.check_together(state, ports)
+    result.refusals += attributes.check_together(state, ports, [t.function.address for t in found if t.absent])
     return result
 
 
@@ -139,10 +139,10 @@ def _check_pf(state: State, target: Target) -> list[Refusal]:
         why = "it is itself a VF." if function.physfn else "it has no SR-IOV capability (no sriov_totalvfs in sysfs)."
         return [bad(function.address, f"{target.label}: {why}", "Narrow the selector.")]
     sriov, count = function.sriov or Sriov(total=0), wish.get("vf_count")
+    if count is not None and not is_number(count):
+        return [bad(function.address, f"{target.label}: vf_count {count} is no number from 0.", "0 removes all VFs.")]
     if count is None or count == len(sriov.vfs):
         return []
-    if count < 0:
-        return [bad(function.address, f"{target.label}: vf_count {count} is negative.", "0 removes all VFs.")]
     if count > max(sriov.total, coming or 0):
         return [_too_many(target, sriov, coming)]
     if count > sriov.total:
@@ -227,6 +227,7 @@ def _take(state: State, target: Target, options: Options, leads: bool, ports: li
     wish = {**of_pf, "vf_count": _stored_count(port, wished), "vfs": {str(index): vf for index, vf in sorted(wished.items())}}
     if common.refuse_all(result, common.outdated(state, NAME, target, wish)):
         return result
+    result.warnings += common.overruled(state, NAME, port.pf.address, wish, options)
     steps = _converge(port)
     names, origin = _recorded(port, wish)
     result.actions = common.declare(state, NAME, port.pf, wish, origin, steps.waived, names)

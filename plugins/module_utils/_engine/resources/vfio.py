@@ -144,6 +144,7 @@ def _take(state: State, target: Target, options: Options) -> Plan:
     wish = _stored_wish(state, target, driver)
     if common.refuse_all(result, common.outdated(state, NAME, target, wish)):
         return result
+    result.warnings += common.overruled(state, NAME, function.address, wish, options)
     has_group = function.group is not None or not drivers.is_vfio(driver)
     certainty = common.iommu_certainty(state, options, has_group)
     if certainty is None:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import drivers, guards, link
 from ..model import CERTAIN, PREDICTED, Action, Netdev, Plan, Refusal, State
 from ..resources import common
 from . import eswitch
-from .port import Port
+from .port import Port, is_number
 
 #: Everything that a wish can say of a VF, beside its driver.
 KEYS = (*link.OF_PF, *link.OF_NETDEV)
@@ -30,6 +30,9 @@ _HOLDERS = ("mac", *link.VLAN)
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _GUID = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){7}")
 _REPRESENTOR = re.compile(r"(c\d+)?pf\d+(vf|sf)\d+")
+
+#: PCI base class of network controllers.
+_NETWORK = "02"
 
 #: Whole numbers: attribute -> smallest and largest.
 _RANGES = {
@@ -66,10 +69,10 @@ def _plain(port: Port, index: int, key: str, value: Any) -> Any:
 
 def auto_mac(port: Port, index: int) -> str:
     """A locally administered address that is the same on every run: a hash of the host's machine-id and of the port (its
-    permanent MAC, else its PCI address), plus the index of the VF. So no two VFs of a port share one, and two ports of
+    permanent MAC, or its PCI address where it has none), plus the index of the VF. So no two VFs of a port share one, and two ports of
     the world do with a chance of one in 10^11."""
     netdev = netdev_of(port)
-    seed = f"{port.state.machine_id} {netdev.mac if netdev and netdev.mac else port.pf.address}"
+    seed = f"{port.state.machine_id} {netdev.mac if netdev and netdev.mac and not netdev.made_up else port.pf.address}"
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:6], "big") + index
     octets = list((number % 2**48).to_bytes(6, "big"))
     octets[0] = octets[0] & 0xFC | 0x02
@@ -97,6 +100,7 @@ def facts(port: Port, index: int) -> dict[str, Any]:
     found = _as_set(port, index)
     for key, value in list(found.items()):
         unable = key in link.OF_PF and _can(port, key) is False and value == link.NEUTRAL.get(key)
+        unable |= key in link.RATE and eswitch.legacy_calls_refused(port)
         if unable or (key == "mac" and value == link.NO_MAC):
             del found[key]
     if not found.get("vlan"):
@@ -145,15 +149,11 @@ def _check_values(port: Port, index: int, values: Mapping[str, Any]) -> list[Ref
     return [port.wrong(f"VF {index}: {reason}", way_out) for reason, way_out in _bad_values(values)]
 
 
-def _is_number(value: Any) -> bool:
-    """True and False are numbers to Python, not to us."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _bad_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, (low, high) in _RANGES.items():
-        if key in values and not (_is_number(values[key]) and low <= values[key] <= high):
-            yield f"{key} {values[key]} is not from {low} to {high}.", "Correct the number."
+    wrong = [key for key, bounds in _RANGES.items() if key in values and not is_number(values[key], *bounds)]
+    for key in wrong:
+        low, high = _RANGES[key]
+        yield f"{key} {values[key]} is not from {low} to {high}.", "Correct the number."
     if "mac" in values:
         yield from _bad_mac(str(values["mac"]))
     for key in ("node_guid", "port_guid"):
@@ -164,7 +164,9 @@ def _bad_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{key} {values[key]} is wished without a vlan.", "The kernel takes both together: name the vlan as well."
     elif values.get("vlan") == 0 and values.get("qos"):
         yield f"qos {values['qos']} is wished with vlan 0, which means no VLAN.", "Name a vlan, or leave qos out."
-    if values.get("max_tx_rate") and values.get("min_tx_rate", 0) > values["max_tx_rate"]:
+    elif values.get("vlan") == 0 and values.get("vlan_proto") == "802.1ad":
+        yield "vlan_proto 802.1ad is wished with vlan 0, which means no VLAN.", "Name a vlan, or leave vlan_proto out."
+    if not set(wrong) & set(link.RATE) and values.get("max_tx_rate") and values.get("min_tx_rate", 0) > values["max_tx_rate"]:
         yield (
             f"min_tx_rate {values['min_tx_rate']} is above max_tx_rate {values['max_tx_rate']}.",
             "Lower the one or raise the other.",
@@ -255,7 +257,8 @@ def _check_rates(port: Port, index: int, values: Mapping[str, Any]) -> Iterator[
         reason = f"VF {index}: rates are wished, and in switchdev mode the kernel refuses them (EOPNOTSUPP)."
         yield port.wrong(reason, "Limit the VF's representor or its devlink port there (devlink port function rate).")
         return
-    speed = port.sriov.speed
+    # What the boot leaves to the unit that waits for the link does not keep the VFs and their drivers from coming back.
+    speed = None if port.options.before_link else port.sriov.speed
     for key in link.RATE:
         if key in values and speed and values[key] > speed:
             reason = f"VF {index}: {key} {values[key]} is above the {speed} Mbit/s of the link."
@@ -271,9 +274,30 @@ def _check_own(port: Port, index: int, values: Mapping[str, Any]) -> Iterator[Re
     if not keys:
         return
     driver = _driver_to_be(port, index)
-    if driver is not None and driver.startswith("vfio"):
+    netdev = _own_netdev(port, index)
+    if not port.has_vf_functions or not (netdev or port.pf.class_code.startswith(_NETWORK)):
+        # VFs have their PF's class (PCI Express Base Specification, SR-IOV capability).
+        reason = f"VF {index}: {keys[0]} is wished of its network device, but its VFs are no network functions."
+        yield port.wrong(reason, f"Take {keys[0]} out of the wish.")
+    elif drivers.is_vfio(driver):
         reason = f"VF {index}: {keys[0]} is wished of its network device, but under {driver} it has none."
         yield port.wrong(reason, f"Take {keys[0]} out of the wish: the guest sets it.")
+    else:
+        yield from _check_mtu(port, index, values.get("mtu", 0), netdev)
+
+
+def _check_mtu(port: Port, index: int, mtu: int, netdev: Netdev | None) -> Iterator[Refusal]:
+    """What is larger than the PF's frames goes nowhere, so its limit stands for a VF that shows none yet."""
+    asked = netdev or netdev_of(port)
+    if asked and asked.max_mtu and mtu > asked.max_mtu:
+        whose = asked.name if netdev else f"its PF's {asked.name}"
+        yield port.wrong(f"VF {index}: mtu {mtu} is above {asked.max_mtu}, the largest of {whose}.", "Lower it.")
+
+
+def _own_netdev(port: Port, index: int) -> Netdev | None:
+    """The network device of a VF that is there, where it has one here."""
+    vf = port.vf(index)
+    return next((port.state.netdevs[name] for name in vf.netdevs if name in port.state.netdevs), None) if vf else None
 
 
 def _driver_to_be(port: Port, index: int) -> str | None:
@@ -285,9 +309,14 @@ def _driver_to_be(port: Port, index: int) -> str | None:
     return driver or (vf.driver if vf else None)
 
 
-def check_together(state: State, ports: Sequence[Port]) -> list[Refusal]:
-    """What the wishes of all ports make wrong together: no MAC twice in one host."""
+def check_together(state: State, ports: Sequence[Port], leaving: Collection[str] = ()) -> list[Refusal]:
+    """What the wishes of all ports make wrong together: no MAC twice in one host. `leaving`: ports that this call gives
+    back."""
     holders = dict(_macs_of_host(state, ports))
+    if not any(port.options.recorded_only for port in ports):
+        # What was let through when it was declared comes back, whoever took the address meanwhile.
+        asked = {*leaving, *(port.pf.address for port in ports)}
+        holders = {**dict(_macs_of_now(state)), **dict(_macs_declared(state, asked)), **holders}
     found = []
     for port in ports:
         for index, values in wished(port).items():
@@ -324,6 +353,37 @@ def _macs_of_host(state: State, ports: Sequence[Port]) -> Iterator[tuple[str, st
             mac = present(port, index).get("mac")
             if mac not in (None, link.NO_MAC) and (function.address, index) not in wishing:
                 yield mac, f"VF {index} of {function.address}"
+
+
+#: Kinds of network devices that stand in the host's own network: a port has none.
+_OF_THE_HOST = ("", "bridge", "openvswitch", "bond", "team")
+
+
+def _macs_of_now(state: State) -> Iterator[tuple[str, str]]:
+    """The addresses that the host's own ports and bridges have now. Of those that rest on a VF it is the VF's."""
+    functions = state.functions.values()
+    foreign = {name for f in functions for name in (*f.representors, *(f.netdevs if f.physfn else ()))}
+    for name, netdev in state.netdevs.items():
+        if netdev.address and netdev.kind in _OF_THE_HOST and not _rests_on(state, name, foreign):
+            yield netdev.address, name
+
+
+def _rests_on(state: State, name: str, those: Collection[str]) -> bool:
+    below = state.netdevs[name].lowers if name in state.netdevs else ()
+    return name in those or any(_rests_on(state, lower, those) for lower in below)
+
+
+def _macs_declared(state: State, asked: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What earlier calls declared for VFs of other ports, whether or not they are there now."""
+    for address, entry in state.stored["sriov"]["devices"].items():
+        function = state.functions.get(address)
+        if function is None or function.sriov is None or address in asked:
+            continue
+        vfs = {int(index): vf for index, vf in entry["wish"]["vfs"].items()}
+        port = Port(state, function, function.sriov, common.Options(), "", wished=vfs)
+        for index, values in wished(port).items():
+            if "mac" in values:
+                yield values["mac"], f"VF {index} of {address} (as an earlier call declared it)"
 
 
 # --- Planning --------------------------------------------------------------------------------------------------------
@@ -532,7 +592,7 @@ def _reloading(port: Port, todo: Mapping[int, Mapping[str, Any]]) -> list[int]:
     for index, values in todo.items():
         vf = port.vf(index)
         stays = vf and vf.driver == _driver_to_be(port, index)
-        if "mac" in values and vf and vf.driver and stays and not vf.driver.startswith("vfio"):
+        if "mac" in values and vf and vf.driver and stays and not drivers.is_vfio(vf.driver):
             found.append(index)
     return found
 

@@ -222,7 +222,10 @@ def _check_params(port: Port) -> list[Refusal]:
 
 
 def _wrong_param(known: Mapping[str, Any], param: Mapping[str, Any]) -> str | None:
-    name, cmode, value = param["name"], param["cmode"], devlink.word(param["value"])
+    name, cmode = param["name"], param["cmode"]
+    if "value" not in param:
+        return f"devlink_params names {name} ({cmode}) without a value."
+    value = devlink.word(param["value"])
     if name not in known:
         return f"it has no devlink parameter {name} (it has {', '.join(sorted(known)) or 'none'})."
     if cmode not in known[name]:

@@ -17,7 +17,7 @@ from ..host import Host
 from ..model import AFTER_REBOOT, Action, Function, Plan, Refusal, State
 from ..resources import common
 from ..resources.common import Target
-from .port import Port, bad
+from .port import Port, bad, is_number
 
 NAME = "firmware"
 
@@ -109,8 +109,8 @@ def check(port: Port) -> list[Refusal]:
     facts = port.state.more.get(NAME, {}).get(port.pf.address, {})
     if "error" in facts:
         return [port.wrong(facts["error"], "")]
-    if wish.get("vf_count", 0) < 0:
-        return [port.wrong(f"firmware.vf_count {wish['vf_count']} is negative.", "0 leaves no VF.")]
+    if not is_number(wish.get("vf_count", 0)):
+        return [port.wrong(f"firmware.vf_count {wish['vf_count']} is no number from 0.", "0 leaves no VF.")]
     asked = port.count if port.counted else 0
     if wish.get("sriov") is False and asked:
         return [port.wrong(f"firmware.sriov false leaves no VF, but vf_count is {asked}.", "Correct one of the two.")]

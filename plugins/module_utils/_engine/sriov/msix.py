@@ -19,7 +19,7 @@ from ..model import CERTAIN, PREDICTED, Action, Plan, Refusal, State
 from ..read import ANSWER_LIMIT
 from ..resources import common
 from ..resources.common import Target
-from .port import Port
+from .port import Port, is_number
 
 NAME = "msix"
 KEY = "msix_count"
@@ -84,7 +84,7 @@ def check(port: Port) -> list[Refusal]:
 def _wrong(port: Port) -> Iterator[Refusal]:
     facts, wished = _facts(port), _wished(port)
     index = min(wished)
-    bad = [i for i, count in wished.items() if not 1 <= count <= msix.MOST]
+    bad = [i for i, count in wished.items() if not is_number(count, 1, msix.MOST)]
     if bad:
         reason = f"VF {bad[0]}: msix_count {wished[bad[0]]} is not from 1 to {msix.MOST}."
         yield port.wrong(reason, "Correct the number; unset, it stays as it is.")

@@ -79,6 +79,11 @@ class Port:
         return bad(self.pf.address, f"{self.label}: {reason}", way_out)
 
 
+def is_number(value: Any, low: int = 0, high: int | None = None) -> bool:
+    """A whole number in its bounds. `yes` is none, though it is to Python."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+
+
 def bad(address: str, reason: str, way_out: str) -> Refusal:
     """A wish that cannot be followed."""
     return Refusal(address, reason, f"{way_out} Nothing was changed.")

@@ -13,7 +13,7 @@ from typing import Any
 from ..model import Refusal
 from .port import bad
 
-_RANGE = re.compile(r"\d+(-\d+)?")
+_RANGE = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?")
 
 
 def parse_range(text: str) -> list[int] | None:

@@ -23,7 +23,7 @@ from ..read import DEVICES
 from ..resources import common
 from ..resources.common import Target
 from . import ranges
-from .port import Port
+from .port import Port, is_number
 
 NAME = "secondary"
 
@@ -142,13 +142,13 @@ def _missing(port: Port, facts: Mapping[str, Any]) -> Iterator[Refusal]:
 
 def _values(port: Port, facts: Mapping[str, Any]) -> Iterator[Refusal]:
     for key in PRIMARY_KEYS:
-        if port.wish.get(key, 0) < 0:
-            yield port.wrong(f"{key} {port.wish[key]} is negative.", "Correct it.")
+        if not is_number(port.wish.get(key, 0)):
+            yield port.wrong(f"{key} {port.wish[key]} is no number from 0.", "Correct it.")
     for index in _wished(port):
         target = _target(port, facts, index)
         for fact, least in _LEAST.items():
-            if target[fact] < 0:
-                yield port.wrong(f"nvme_{fact} {target[fact]} of VF {index} is negative.", "Correct it.")
+            if not is_number(target[fact]):
+                yield port.wrong(f"nvme_{fact} {target[fact]} of VF {index} is no number from 0.", "Correct it.")
             elif target["online"] and target[fact] < least:
                 reason = f"VF {index} cannot be online with {target[fact]} {fact}: it needs {least} at least."
                 yield port.wrong(reason, f"Set nvme_{fact} of this VF, or online: false.")

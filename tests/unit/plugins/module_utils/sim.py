@@ -100,6 +100,8 @@ class Pci:
     attributes: dict[str, Any] = field(default_factory=dict)
     #: Its driver found no MAC at the PF when it probed (addr_assign_type is 3 then).
     made_up_mac: bool = False
+    #: A port without a MAC of its own: its driver makes one up at each boot (addr_assign_type is 1 then).
+    random_mac: bool = False
 
     @property
     def path(self) -> str:
@@ -130,6 +132,8 @@ class Net:
     xdp: int = 0
     mtu: int = 1500
     promisc: bool = False
+    #: Mbit/s, where it has a link.
+    speed: int = 1000
 
 
 @dataclass
@@ -681,9 +685,11 @@ class SimKernel:
             if net.up:
                 # Reading them gives EINVAL while the device is down (lab).
                 nodes[f"{path}/carrier"] = f"{int(net.carrier)}\n"
-                nodes[f"{path}/speed"] = "1000\n" if net.carrier else "-1\n"
+                nodes[f"{path}/speed"] = f"{net.speed}\n" if net.carrier else "-1\n"
+            if function:
+                kind = "1\n" if function.random_mac else "3\n" if function.made_up_mac else "0\n"
+                nodes[f"{path}/addr_assign_type"] = kind
             if function and function.physfn:
-                nodes[f"{path}/addr_assign_type"] = "3\n" if function.made_up_mac else "0\n"
                 nodes[f"{path}/address"] = f"{net.mac or function.mac}\n"
             if function:
                 attributes = self.devlink.port_attributes(function.address)

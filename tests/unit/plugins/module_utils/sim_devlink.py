@@ -323,6 +323,9 @@ class Devlink:
         instance = self._of_netdev(netdev)
         if instance is None:
             return 1, "", f'Cannot find device "{netdev}"'
+        here = self.sim.netdevs().get(netdev)
+        if here:
+            self.sim.nets.setdefault(netdev, here[1])
         self._port(instance, up=True)
         return 0, "", ""
 

@@ -13,6 +13,8 @@ import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import drivers, link, replay
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    MLX5,
+    NSIM,
     NVME,
     PF1,
     PF2,
@@ -23,6 +25,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     lab,
     quiet,
     refused,
+    switches,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Net
 
@@ -441,9 +444,12 @@ def test_a_network_device_that_is_renamed_meanwhile_is_found_again():
         ({"query_rss": True}, ("query_rss true is wished",)),
         ({"min_tx_rate": 10, "max_tx_rate": 100}, ("min_tx_rate 10 is wished",)),
         ({"min_tx_rate": 200, "max_tx_rate": 100}, ("min_tx_rate 200 is above max_tx_rate 100",)),
+        ({"max_tx_rate": -1}, ("max_tx_rate -1 is not from 0 to 4294967295",)),
         ({"max_tx_rate": 5000}, ("max_tx_rate 5000 is above the 1000 Mbit/s of the link",)),
         ({"node_guid": "00:11:22:33:44:55:66:77"}, ("node_guid is wished, but the port is no InfiniBand port",)),
         ({"port_guid": "00:11"}, ("port_guid 00:11 is no GUID",)),
+        ({"vlan": 0, "vlan_proto": "802.1ad"}, ("vlan_proto 802.1ad is wished with vlan 0",)),
+        ({"mtu": 9217}, ("mtu 9217 is above 9216, the largest of its PF's enp129s0",)),
         ({"mtu": 10}, ("mtu 10 is not from 68 to 65535",)),
         ({"mtu": 9000, "driver": "vfio-pci"}, ("mtu is wished of its network device, but under vfio-pci it has none",)),
     ],
@@ -473,6 +479,98 @@ def test_off_is_no_wish_for_something_a_driver_cannot_do():
 def test_no_mac_twice_in_one_host(first, second):
     sim = lab()
     refused(sim, "would both have the MAC", sriov=[at(PF1, vf_count=2, **first), at(PF2, vf_count=2, **second)])
+
+
+def test_no_address_that_the_host_has_now():
+    """A port or a bridge with another address than the card's own."""
+    sim = lab()
+    sim.nets["enp130s0"] = Net(mac="52:54:00:ee:ee:ee")
+    sim.nets["br0"] = Net(kind="bridge", mac="52:54:00:dd:dd:dd")
+    for mac, who in (("52:54:00:ee:ee:ee", "enp130s0"), ("52:54:00:dd:dd:dd", "br0"), ("52:54:00:00:01:01", "enp130s0")):
+        refused(sim, f"and {who} would both have the MAC", sriov=[at(PF1, vf_count=1, vf_defaults={"mac": mac})])
+
+
+def test_what_rests_on_a_vf_has_its_address():
+    """A bridge takes the address of a port; that is no second device."""
+    sim = with_vfs()
+    wish = [at(PF1, vfs=[{"range": "0", "mac": MAC}])]
+    call(sim, sriov=wish)
+    own = sim.functions[sim.functions[PF1].vfs[0]].ifname
+    sim.nets["br0"] = Net(kind="bridge", mac=MAC, lowers=[own])
+    sim._tree = None
+    quiet(sim, sriov=wish)
+
+
+def test_a_mac_that_an_earlier_call_declared_is_taken():
+    sim = lab()
+    wish = {"vf_count": 1, "vf_defaults": {"mac": MAC}}
+    call(sim, sriov=[at(PF1, **wish)])
+    sim.write(f"/sys/bus/pci/devices/{PF1}/sriov_numvfs", "0")
+    sim.sleep(20)
+    sentence = refused(sim, "would both have the MAC", sriov=[at(PF2, **wish)])
+    assert f"VF 0 of {PF1} (as an earlier call declared it)" in sentence
+    # Given back in the same call, it is free.
+    converged(sim, sriov=[at(PF1, state="absent"), at(PF2, **wish)])
+
+
+def test_a_boot_brings_back_what_was_let_through():
+    """Whoever has the address now: the record is older."""
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=1, vf_defaults={"mac": MAC})])
+    sim.reboot()
+    sim.nets["br0"] = Net(kind="bridge", mac=MAC)
+    sim._tree = None
+    assert replay.run(sim.host(environment={}, sources=None), None)["failures"] == {}
+    assert attributes(sim)[0]["mac"] == MAC
+
+
+@pytest.mark.parametrize("address", [NVME, NSIM])
+@pytest.mark.parametrize("wish", [{"mtu": 1500}, {"promisc": False}])
+def test_vfs_that_are_no_network_functions_have_no_network_device(address, wish):
+    refused(switches(), f"{next(iter(wish))} is wished", "no network functions", sriov=[at(address, vf_count=1, vf_defaults=wish)])
+
+
+def test_a_vfio_driver_by_any_name_leaves_no_network_device():
+    """mlx5_vfio_pci and its like, which do not begin with the word."""
+    sim = switches()
+    sim.add_driver("mlx5_vfio_pci", variant_of=frozenset({"15b3:1018"}))
+    sim.registered |= {"mlx5_vfio_pci"}
+    wish = {"driver": "mlx5_vfio_pci", "mtu": 9000}
+    refused(sim, "under mlx5_vfio_pci it has none", sriov=[at(MLX5, vf_count=1, vf_defaults=wish)])
+    call(sim, sriov=[at(MLX5, vf_count=1, vf_defaults={"driver": "mlx5_vfio_pci"})])
+    done = call(sim, sriov=[at(MLX5, vf_count=1, vf_defaults={"driver": "mlx5_vfio_pci", "mac": MAC})])
+    # The guest's driver learns the MAC when the guest starts: nobody takes the VF from its driver for it.
+    assert [a["action"] for a in done["actions"] if a["device"] == MLX5] == ["declare", "set_vf_attributes"]
+
+
+def test_a_vf_shows_itself_how_large_its_frames_can_be():
+    sim = with_vfs()
+    own = sim.functions[sim.functions[PF1].vfs[0]].ifname
+    refused(sim, f"mtu 60000 is above 9216, the largest of {own}", sriov=[at(PF1, vfs=[{"range": "0", "mtu": 60000}])])
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_up_is_believed_only_when_it_is_seen(up, monkeypatch):
+    sim = lab()
+    sim.nets["enp129s0"] = Net(up=not up)
+    sim._tree = None
+    real = sim.run
+    monkeypatch.setattr(sim, "run", lambda argv, data="": (0, "", "") if argv[:3] == ["ip", "link", "set"] else real(argv, data))
+    result = call(sim, sriov=[at(PF1, up=up)], allow=("link_flap",))
+    assert f"{'up' if up else 'down'} was accepted, but the kernel does not show it" in result["failures"][PF1]
+
+
+@pytest.mark.parametrize("bad", [PF1, PF2])
+def test_a_word_that_ip_does_not_take_fails_its_own_port_alone(bad, monkeypatch):
+    """An older iproute2 ends the batch there (lab)."""
+    sim, good = lab(), PF2 if bad == PF1 else PF1
+    real = sim_ip.line_of
+    monkeypatch.setattr(sim_ip, "line_of", lambda s, line: 'Error: argument "trust" is wrong' if " trust " in line else real(s, line))
+    result = call(sim, sriov=[at(bad, vf_count=1, vf_defaults={"trust": True}), at(good, vf_count=2, vf_defaults={"vlan": 5})])
+    assert list(result["failures"]) == [bad]
+    assert "Is iproute2 too old" in result["failures"][bad]
+    assert [vf["vlan"] for vf in attributes(sim, good)] == [5, 5]
+    assert sim.functions[bad].vfs == []
 
 
 def test_a_mac_of_a_vf_that_no_wish_names_counts_as_well():

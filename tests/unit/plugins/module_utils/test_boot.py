@@ -345,3 +345,22 @@ def test_a_driver_that_is_still_probing_is_waited_for():
     sim.sleep = probed
     assert replay.run(sim.host(sources=None), None)["failures"] == {}
     assert len(sim.functions[PF1].vfs) == 2
+
+
+def test_a_first_run_that_fails_leaves_no_replay_behind():
+    sim = lab()
+    before = sim.snapshot()
+    sim.count_errno = errno.ENOMEM
+    done = call(sim, sriov=[at(PF1, vf_count=2)])
+    assert PF1 in done["failures"] and done["changed"] is False
+    assert sim.snapshot() == before
+
+
+def test_the_replay_is_for_those_that_did_not_fail():
+    sim = lab(vfio_loaded=True)
+    sim.count_errno = errno.ENOMEM
+    done = call(sim, sriov=[at(PF1, vf_count=2)], vfio=[at(EDU)])
+    assert PF1 in done["failures"] and done["changed"] is True
+    assert EDU in sim.text(boot.RULES) and PF1 not in sim.text(boot.RULES)
+    sim.count_errno = None
+    quiet(sim, vfio=[at(EDU)])

@@ -360,6 +360,9 @@ def test_permanent_is_for_the_next_boot():
     ([param("max_macs", -1, "driverinit")], ["a number from 0"]),
     ([param("max_macs", "many", "driverinit")], ["a number from 0"]),
     ([param("test1", "maybe", "driverinit")], ["true or false"]),
+    ([param("test1", None, "driverinit")], ["test1 (driverinit) without a value"]),
+    ([param("test1", [], "driverinit")], ["without a value"]),
+    ([param("max_macs", {}, "driverinit")], ["without a value"]),
     ([param("max_macs", 40, "driverinit"), param("max_macs", 50, "driverinit")], ["twice"]),
 ])
 def test_impossible_parameters_are_refused(wished, words):

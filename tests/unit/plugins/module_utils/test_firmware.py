@@ -209,7 +209,8 @@ def test_what_was_first_stays_the_origin():
         ({"firmware": {"vf_count": 2}, "vf_count": 4}, ["vf_count 4 is more than firmware.vf_count 2"]),
         ({"firmware": {"vf_count": 8}, "vf_count": 9}, ["sriov_totalvfs is 4, from the next boot on 8"]),
         ({"firmware": {"sriov": False}, "vf_count": 2}, ["firmware.sriov false leaves no VF"]),
-        ({"firmware": {"vf_count": -1}}, ["is negative"]),
+        ({"firmware": {"vf_count": -1}}, ["firmware.vf_count -1 is no number from 0"]),
+        ({"firmware": {"vf_count": True}}, ["firmware.vf_count True is no number from 0"]),
         ({"vf_count": 5}, ["sriov_totalvfs is 4", "raise firmware.vf_count"]),
     ],
 )

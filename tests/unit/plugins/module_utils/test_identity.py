@@ -64,6 +64,21 @@ def document(sim, name="sriov"):
 # --- Serial numbers from the configuration space ---------------------------------------------------------------------
 
 
+def test_a_mac_that_is_made_up_at_each_boot_names_no_card():
+    sim = lab()
+    sim.functions[PF1].random_mac = True
+    wish = at(PF1, vf_count=2, vf_defaults={"mac": "auto"})
+    call(sim, sriov=[wish])
+    assert document(sim)[PF1]["identity"]["mac"] == ""
+    macs = [sim.functions[vf].attributes["mac"] for vf in sim.functions[PF1].vfs]
+    sim.reboot()
+    sim.functions[PF1].mac = "d2:aa:bb:cc:dd:01"
+    sim._tree = None
+    assert again(sim)["failures"] == {}
+    assert [sim.functions[vf].attributes["mac"] for vf in sim.functions[PF1].vfs] == macs
+    quiet(sim, sriov=[wish])
+
+
 def test_the_device_serial_number_is_read_as_lspci_prints_it():
     sim = lab()
     sim.functions[PF1].dsn = "3c-fd-fe-ff-ff-9c-7a-50"

@@ -11,6 +11,9 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import engine,
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     EDU,
+    ICE,
+    MLX5,
+    NSIM,
     NVME,
     PF1,
     PF2,
@@ -20,6 +23,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     converged,
     lab,
     quiet,
+    switches,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES
 
@@ -69,6 +73,36 @@ def test_what_we_made_is_exported_and_handed_back_unchanged(rebooted):
     assert export["vfio"] == [{"match": {"address": [EDU]}, "driver": "vfio-pci", "early": True}]
     one = next(item for item in export["sriov"] if item["match"]["address"] == [PF1])
     assert one["vfs"][3] == {"range": "3", "driver": "default", "pool": "dataplane"}
+
+
+def test_what_the_report_does_not_look_at_is_as_it_was_wished():
+    sim = lab()
+    wishes = {
+        PF1: {"vf_count": 2, "up": True, "vf_netdevs": "managed"},
+        NVME: {"vf_count": 1, "nvme_primary_queues": 0, "nvme_primary_interrupts": 0},
+    }
+    call(sim, sriov=[at(address, **wish) for address, wish in wishes.items()])
+    devices = info(sim, "sriov")["devices"]
+    own = {item["match"]["address"][0]: item for item in devices if item["match"]["address"][0] in wishes}
+    for address, wish in wishes.items():
+        fits(spec.MODULES["sriov"]["devices"]["options"], own[address])
+        assert {key: own[address].get(key) for key in wish} == wish
+    quiet(sim, sriov=list(own.values()))
+
+
+@pytest.mark.parametrize("address", [MLX5, ICE, NSIM])
+def test_a_port_in_switchdev_mode_that_nobody_declared_can_be_handed_back(address):
+    """Its VFs' rates are set through their representors then, and are no part of the wish."""
+    sim = switches()
+    call(sim, sriov=[at(address, vf_count=2, eswitch={"mode": "switchdev"})])
+    sim.files.pop("/etc/iovirt/sriov.json")
+    sim._tree = None
+    (item,) = [item for item in info(sim, "sriov")["devices"] if item["match"]["address"] == [address]]
+    assert not any(key.endswith("_tx_rate") for vf in item["vfs"] for key in vf)
+    log = len(sim.log)
+    assert call(sim, sriov=[item])["failures"] == {}
+    assert [entry for entry in sim.log[log:] if "/sys/" in str(entry[1]) or entry[1] == "ip"] == []
+    quiet(sim, sriov=[item])
 
 
 def made_by_hand():

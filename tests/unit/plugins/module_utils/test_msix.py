@@ -106,6 +106,7 @@ def test_an_undone_count_has_its_vectors_again():
         (ICE, 4, ("ice does not share out",)),
         (NSIM, 4, ("does not share out",)),
         (MLX5, 0, ("msix_count 0 is not from 1 to 2048",)),
+        (MLX5, True, ("msix_count True is not from 1 to 2048",)),
         (MLX5, 2049, ("msix_count 2049",)),
         (MLX5, 21, ("42 MSI-X vectors are wished", "it has 40")),
     ],

@@ -253,8 +253,10 @@ BAD = [
     ({"vf_defaults": {**READY, "nvme_interrupts": 2}}, ["nvme_interrupts 2", "vifrsm is 1"]),
     ({"vf_defaults": {"online": True}}, ["VF 0 cannot be online with 0 queues", "needs 2"]),
     ({"vf_defaults": {**READY, "nvme_queues": 1}}, ["cannot be online with 1 queues"]),
-    ({"vf_defaults": {"nvme_queues": -1}}, ["nvme_queues -1 of VF 0 is negative"]),
-    ({"nvme_primary_queues": -1}, ["nvme_primary_queues -1 is negative"]),
+    ({"vf_defaults": {"nvme_queues": -1}}, ["nvme_queues -1 of VF 0 is no number from 0"]),
+    ({"nvme_primary_queues": -1}, ["nvme_primary_queues -1 is no number from 0"]),
+    ({"vf_defaults": {"nvme_interrupts": True}}, ["nvme_interrupts True of VF 0 is no number from 0"]),
+    ({"nvme_primary_interrupts": True}, ["nvme_primary_interrupts True is no number from 0"]),
     ({"nvme_primary_queues": 6, "vf_defaults": READY}, ["4 queues are wished", "VF 0: 2, VF 1: 2", "keeps 6"]),
     ({"nvme_primary_queues": 9}, ["it has 8 and keeps 9"]),
 ]

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -64,6 +65,33 @@ def test_the_same_wish_of_a_later_revision_changes_nothing():
     declared(sim, "second", sriov=[at(PF1, vf_count=3)], vfio=[at(EDU)])
     assert document(sim)[PF1]["declared"] == {"by": "second", "at": "2026-02-01T12:00:00Z"}
     assert document(sim, "vfio")[EDU]["declared"]["by"] == "first"
+
+
+def test_a_wish_in_the_place_of_somebody_elses_names_both():
+    """Two roles or two revisions of one inventory: nobody can tell, so it is done and said, in check mode too."""
+    sim = lab(vfio_loaded=True)
+    declared(sim, "role network", sriov=[at(PF1, up=True, vf_count=4, vfs=[{"range": "0-3", "driver": "vfio-pci"}])], vfio=[at(EDU)])
+    wish = at(PF1, vf_count=2, vf_defaults={"driver": "default"})
+    for check in (True, False):
+        options, door = Options(declared_by="role storage"), engine.Call(check=check, who="test")
+        result = engine.devices(sim.host(environment=SSH), {"sriov": [wish], "vfio": [at(EDU)]}, options, door)
+        (said,) = result["warnings"]
+        assert said.startswith(
+            f"{PF1}: 'role storage' wishes vf_count 2 instead of 4; VF 0: driver default instead of vfio-pci; "
+            "VF 1: driver default instead of vfio-pci, which 'role network' declared at 2026-01-31T12:00:00Z."
+        )
+    # Once it is so, there is nothing to say; nor where one side has no name, or it is the same one.
+    for by in ("role storage", "role network"):
+        assert declared(sim, by, sriov=[wish])["warnings"] == []
+    assert declared(sim, "", sriov=[at(PF1, vf_count=1)])["warnings"] == []
+    assert declared(sim, "role network", sriov=[at(PF1, vf_count=3)])["warnings"] == []
+    assert declared(sim, "role network", sriov=[at(PF1, vf_count=2)])["warnings"] == []
+
+
+def test_a_wish_that_adds_contradicts_nobody():
+    sim = lab()
+    declared(sim, "first", sriov=[at(PF1, vf_count=2)])
+    assert declared(sim, "second", sriov=[at(PF1, vf_count=2, vfs=[{"range": "0", "vlan": 5}])])["warnings"] == []
 
 
 # --- VFs that others made --------------------------------------------------------------------------------------------------
@@ -298,3 +326,66 @@ def test_after_link_by_the_command(operator):
     linked(sim)
     assert operator(sim, "replay", "--device", PF1, "--after-link")[0] == 0
     assert operator(sim, "replay", "--after-link", "--device", PF1)[0] == 0
+
+
+def test_a_slower_link_at_boot_holds_back_the_rates_alone():
+    sim = lab(vfio_loaded=True)
+    linked(sim)
+    call(sim, sriov=[at(PF1, vf_count=2, vf_defaults={"max_tx_rate": 500, "driver": "vfio-pci"})])
+    sim.reboot()
+    sim.nets["enp129s0"] = Net(speed=100)
+    sim._tree = None
+    assert again(sim)["failures"] == {}
+    assert drivers_of(sim, PF1) == ["vfio-pci", "vfio-pci"]
+    assert units(sim)[-1:] == [f"iovirt-link@{PF1}.service"]
+    # The unit says it, and takes nothing away.
+    assert "max_tx_rate 500 is above the 100 Mbit/s of the link" in again(sim, PF1, after_link=True)["failures"][PF1]
+    assert drivers_of(sim, PF1) == ["vfio-pci", "vfio-pci"]
+    linked(sim)
+    assert again(sim, PF1, after_link=True)["failures"] == {}
+    assert call(sim, sriov=[at(PF1, vf_count=2, vf_defaults={"max_tx_rate": 500, "driver": "vfio-pci"})])["changed"] is False
+
+
+# --- A run that comes while it waits for its turn ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """What another run wishes of PF1 after this door asked for its turn, and before it has it."""
+
+    def run(sim, **wish):
+        real, todo = sim.lock, [wish]
+
+        @contextlib.contextmanager
+        def lock(path, limit, who):
+            if who != "test" and todo:
+                assert call(sim, sriov=[at(PF1, **todo.pop())])["failures"] == {}
+            with real(path, limit, who):
+                yield
+
+        monkeypatch.setattr(sim, "lock", lock)
+
+    return run
+
+
+def doors(operator):
+    return [lambda sim: again(sim)["failures"], lambda sim: again(sim, PF1)["failures"], lambda sim: operator(sim, "apply")[2]]
+
+
+@pytest.mark.parametrize("door", range(3), ids=["replay", "replay of one", "apply"])
+def test_what_is_brought_back_is_what_is_declared_when_it_has_its_turn(operator, meanwhile, door):
+    sim = lab(vfio_loaded=True)
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    meanwhile(sim, vf_count=5, vfs=[{"range": "0", "driver": "vfio-pci"}])
+    assert not doors(operator)[door](sim)
+    assert document(sim)[PF1]["wish"]["vf_count"] == 5
+    assert drivers_of(sim, PF1)[0] == "vfio-pci" and len(sim.functions[PF1].vfs) == 5
+
+
+@pytest.mark.parametrize("door", range(3), ids=["replay", "replay of one", "apply"])
+def test_what_was_given_back_meanwhile_is_not_brought_back_and_no_failure(operator, meanwhile, door):
+    sim = lab()
+    call(sim, sriov=[at(PF1, vf_count=2)])
+    meanwhile(sim, state="absent")
+    assert not doors(operator)[door](sim)
+    assert sim.functions[PF1].vfs == []

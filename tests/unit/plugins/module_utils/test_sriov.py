@@ -254,12 +254,15 @@ def test_the_first_record_of_the_origin_stays():
     ("wish", "words"),
     [
         (at(PF1, vf_count=8), [PF1, "vf_count 8", "sriov_totalvfs is 7", "Lower vf_count"]),
-        (at(PF1, vf_count=-1), [PF1, "negative"]),
+        (at(PF1, vf_count=-1), [PF1, "vf_count -1 is no number from 0"]),
+        # `yes`, which is 1 to Python
+        (at(PF1, vf_count=True), [PF1, "vf_count True is no number from 0"]),
         (at(EDU, vf_count=1), [EDU, "no SR-IOV capability", "Narrow the selector"]),
         (at(PF1, vf_count=2, vfs=[{"range": "0-2"}]), [PF1, "range 0-2", "VFs 0 to 1", "Correct the range"]),
         (at(PF1, vfs=[{"range": "0"}]), [PF1, "no VFs", "Correct the range"]),
         (at(PF1, vf_count=4, vfs=[{"range": "0-2"}, {"range": "2-3"}]), [PF1, "0-2 and 2-3", "VF 2", "one range"]),
         (at(PF1, vf_count=4, vfs=[{"range": "3-1"}]), [PF1, "3-1", "no range"]),
+        (at(PF1, vf_count=4, vfs=[{"range": "9" * 5000}]), [PF1, "no range"]),
         (at(PF1, vf_count=4, vfs=[{"range": "a"}]), [PF1, "'a'", "no range"]),
         (at(PF1, vf_count=4, vfs=[{"range": ""}]), [PF1, "no range"]),
         (at(PF1, vf_count=2, vf_defaults={"driver": "vfoi-pci"}), [PF1, "no driver vfoi-pci", "Correct the name"]),

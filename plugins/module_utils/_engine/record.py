@@ -1,0 +1,132 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Does an entry of a document hold all that is read of it, each of its kind? What somebody edited by hand need not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from . import identity, spec
+
+#: As Ansible's type is called -> what it is here. To Python a bool is an int: that it is no number the plan says, for one
+#: device and not for all that are in the file.
+_KINDS: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "bool": bool, "dict": dict, "list": list}
+
+_INDEX = re.compile(r"[0-9]{1,5}")
+
+_OF_PF = {key: option for key, option in spec.SRIOV.items() if key not in ("match", "vfs")}
+_OF_VF = {key: option for key, option in spec.SRIOV["vfs"]["options"].items() if key != "range"}
+_OF_VFIO = {key: option for key, option in spec.VFIO.items() if key != "match"}
+_OF_CONTROLLER = {"queues": {"type": "int"}, "interrupts": {"type": "int"}, "online": {"type": "bool"}}
+
+
+def wrong(resource: str, entry: Any) -> str | None:
+    """What of an entry is missing or of another kind, as 'wish.vf_count'; None: nothing."""
+    return next(_wrong(resource, entry), None)
+
+
+def _wrong(resource: str, entry: Any) -> Iterator[str]:
+    if not isinstance(entry, dict):
+        yield "all of it"
+        return
+    if not _names_a_card(entry.get("identity")):
+        yield "identity"
+    for key in ("allow", "touched"):
+        words = entry.get(key, [])
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            yield key
+    if not isinstance(entry.get("declared_at", ""), str):
+        yield "declared_at"
+    said = {"at": {"type": "str"}, "by": {"type": "str"}}
+    yield from _typed(entry.get("declared", {}), said, "declared")
+    wish, origin = entry.get("wish"), entry.get("origin")
+    if not isinstance(wish, dict):
+        yield "wish"
+    elif not isinstance(origin, dict):
+        yield "origin"
+    elif resource == "vfio":
+        yield from _wrong_vfio(wish, origin)
+    else:
+        yield from _wrong_sriov(wish, origin)
+
+
+def _wrong_vfio(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    if not wish.get("driver"):
+        yield "wish.driver"
+    yield from _typed(wish, _OF_VFIO, "wish")
+    yield from _typed(origin, {key: {"type": "str"} for key in ("driver", "override", "bound")}, "origin")
+
+
+def _wrong_sriov(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    if "vf_count" not in wish:
+        yield "wish.vf_count"
+    if not isinstance(origin.get("vf_count"), int) or origin["vf_count"] < 0:
+        yield "origin.vf_count"
+    yield from _typed(wish, _OF_PF, "wish")
+    yield from _by_index(wish.get("vfs"), {"type": "dict", "options": _OF_VF}, "wish.vfs")
+    yield from _typed(origin, {"driver": {"type": "str"}, "up": {"type": "bool"}}, "origin")
+    yield from _typed(origin.get("pf", {}), {"hw_tc_offload": {"type": "bool"}}, "origin.pf")
+    yield from _typed(origin.get("firmware", {}), spec.SRIOV["firmware"]["options"], "origin.firmware")
+    yield from _typed(origin.get("nvme_primary", {}), _OF_PF, "origin.nvme_primary")
+    parts: Mapping[str, dict[str, Any]] = {
+        "attributes": {"type": "dict", "options": _OF_VF},
+        "overrides": {"type": "str"},
+        "nvme_vfs": {"type": "dict", "options": dict(_OF_CONTROLLER)},
+        "msix": {"type": "int"},
+    }
+    for part, option in parts.items():
+        yield from _by_index(origin.get(part, {}), option, f"origin.{part}")
+
+
+def _by_index(values: Any, option: Mapping[str, Any], where: str) -> Iterator[str]:
+    """VF index -> a value of one kind, which is there."""
+    if not isinstance(values, dict):
+        yield where
+        return
+    for index, value in values.items():
+        if value is None or not _INDEX.fullmatch(index):
+            yield f"{where}.{index}"
+        else:
+            yield from _of_kind(value, option, f"{where}.{index}")
+
+
+def _typed(values: Any, options: Mapping[str, Any], where: str) -> Iterator[str]:
+    """The values that have not the kind which the argument specification gives them. Null is unset."""
+    if not isinstance(values, dict):
+        yield where
+        return
+    for key, value in values.items():
+        option = options.get(key)
+        if option and value is not None and not isinstance(value, _KINDS.get(option["type"], object)):
+            yield f"{where}.{key}"
+        elif option and value is not None and "options" in option:
+            yield from _of_kind(value, option, f"{where}.{key}")
+
+
+def _of_kind(value: Any, option: Mapping[str, Any], where: str) -> Iterator[str]:
+    fits = isinstance(value, _KINDS.get(option["type"], object))
+    if not fits:
+        yield where
+    elif option["type"] == "dict":
+        yield from _typed(value, option["options"], where)
+    elif option["type"] == "list":
+        for number, item in enumerate(value):
+            yield from _typed(item, option["options"], f"{where}.{number}")
+            required = [key for key, inner in option["options"].items() if inner.get("required")]
+            yield from (f"{where}.{number}.{key}" for key in required if isinstance(item, dict) and item.get(key) is None)
+
+
+def _names_a_card(known: Any) -> bool:
+    words = ("address", "ids", "slot", "ifname", *identity.STRONG)
+    if not isinstance(known, dict) or not all(isinstance(known.get(key, ""), str) for key in words):
+        return False
+    pf, peers = known.get("pf"), known.get("peers", [])
+    if not isinstance(peers, list) or not all(isinstance(peer, str) for peer in peers):
+        return False
+    return isinstance(known.get("index"), (int, type(None))) and (
+        pf is None or (_names_a_card(pf) and isinstance(pf.get("address"), str))
+    )

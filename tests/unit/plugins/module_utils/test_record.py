@@ -1,0 +1,129 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Records that somebody edited by hand: a sentence that names the file, never a traceback."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, record, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    EDU,
+    MLX5,
+    NVME,
+    PF1,
+    at,
+    call,
+    lab,
+    switches,
+)
+
+READY = {"nvme_queues": 2, "nvme_interrupts": 1, "online": True}
+PARAMS = [{"name": "enable_roce", "cmode": "driverinit", "value": False}]
+HOSTS = {
+    "igb": (lab, "sriov", PF1, {"vf_count": 3, "up": True, "vfs": [{"range": "0", "driver": "igbvf", "vlan": 5}]}),
+    "mlx5": (switches, "sriov", MLX5, {"vf_count": 1, "eswitch": {"mode": "switchdev"}, "devlink_params": PARAMS,
+                                       "hw_tc_offload": True, "vf_defaults": {"msix_count": 4}}),
+    "nvme": (lab, "sriov", NVME, {"vf_count": 1, "nvme_primary_queues": 0, "vf_defaults": READY}),
+    "vfio": (lab, "vfio", EDU, {"driver": "vfio-pci"}),
+}
+GONE = "(gone)"
+
+
+def entry_of(name):
+    make, resource, address, wish = HOSTS[name]
+    sim = make()
+    if name == "igb":
+        # VFs of an operator, with an override: then there is something to be recorded of them.
+        sim.write(f"/sys/bus/pci/devices/{PF1}/sriov_numvfs", "2")
+        sim.sleep(20)
+        sim.write(f"/sys/bus/pci/devices/{sim.functions[PF1].vfs[1]}/driver_override", "vfio-pci")
+    assert call(sim, **{resource: [at(address, **wish)]})["failures"] == {}
+    return json.loads(sim.text(f"/etc/iovirt/{resource}.json"))["devices"][address]
+
+
+def paths(value, path=()):
+    if path:
+        yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from paths(value[key], (*path, key))
+
+
+def edited(entry, path, new):
+    result = copy.deepcopy(entry)
+    inner = result
+    for key in path[:-1]:
+        inner = inner[key]
+    if new == GONE:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = new
+    return result
+
+
+def with_record(make, resource, address, entry):
+    sim = make()
+    sim.files[f"/etc/iovirt/{resource}.json"] = json.dumps({"version": 2, "resource": resource, "devices": {address: entry}})
+    sim._tree = None
+    return sim
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_whatever_is_edited_no_door_breaks(name):
+    make, resource, address, _wish = HOSTS[name]
+    good = entry_of(name)
+    assert record.wrong(resource, good) is None
+    for path in paths(good):
+        passing = [e for new in (GONE, None, 5, "x", [None]) if record.wrong(resource, e := edited(good, path, new)) is None]
+        # What is taken is a value of the right kind, or not read: the doors are asked about one of each place.
+        for entry in passing[:1] + passing[-1:]:
+            for door in (give_back, bring_back):
+                try:
+                    door(with_record(make, resource, address, entry), resource, address)
+                except EngineError as error:
+                    assert str(error)
+
+
+def give_back(sim, resource, address):
+    call(sim, check=True, **{resource: [at(address, state="absent")]})
+
+
+def bring_back(sim, resource, address):
+    replay.converge_declared(sim.host(), engine.Call(check=True, declare=False), address)
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "said"),
+    [
+        (("wish", "vf_count"), GONE, "wish.vf_count"),
+        (("wish", "vf_count"), "3", "wish.vf_count"),
+        (("wish", "vfs", "0", "driver"), 5, "wish.vfs.0.driver"),
+        (("wish", "vfs"), {"²": {}}, "wish.vfs.²"),
+        (("wish", "up"), "yes", "wish.up"),
+        (("origin", "vf_count"), -1, "origin.vf_count"),
+        (("origin", "attributes"), None, "origin.attributes"),
+        (("origin", "attributes", "0"), None, "origin.attributes.0"),
+        (("origin", "overrides"), None, "origin.overrides"),
+        (("allow",), None, "allow"),
+        (("declared",), 5, "declared"),
+        (("identity", "peers"), [None], "identity"),
+    ],
+)
+def test_the_sentence_names_the_file_the_entry_and_what_is_wrong(path, new, said):
+    sim = with_record(lab, "sriov", PF1, edited(entry_of("igb"), path, new))
+    for wishes in ([at(PF1, vf_count=1)], [at(PF1, state="absent")]):
+        with pytest.raises(EngineError) as caught:
+            call(sim, sriov=wishes)
+        assert f"/etc/iovirt/sriov.json: its entry for {PF1} is incomplete ({said} is missing" in str(caught.value)
+
+
+def test_a_number_that_is_none_is_refused_for_its_device_alone():
+    """A record of an older version may hold it: the others come back all the same."""
+    sim = with_record(lab, "sriov", PF1, edited(entry_of("igb"), ("wish", "vf_count"), True))
+    failures = replay.run(sim.host(environment={}, sources=None), None)["failures"]
+    assert "vf_count True is no number from 0" in failures[PF1]
