@@ -122,23 +122,26 @@ def _switched_off(files: Files, driver: str, module: str) -> Lack | None:
         if cmdline.key_of(key) == "module_blacklist" and module in value.replace("-", "_").split(","):
             reason = f"{driver} is forbidden by module_blacklist= on the running kernel's command line."
             return Lack(reason, "Take it out there and reboot.")
-    for path, words in _modprobe_lines(files):
+    for path, words in modprobe_lines(files):
         if words[0] == "install" and words[1].replace("-", "_") == module and _NOTHING.fullmatch(words[2]):
             reason = f"{driver} is switched off in {path} ({' '.join(words)})."
             return Lack(reason, "Take that line out.")
     return None
 
 
-def _modprobe_lines(files: Files) -> Iterable[tuple[str, list[str]]]:
-    seen = set()
+def modprobe_lines(files: Files) -> Iterable[tuple[str, list[str]]]:
+    """File and words of each line of modprobe's configuration, in the order in which it is read: by the names of the
+    files, whatever their folder. A backslash at its end continues a line."""
+    paths: dict[str, str] = {}
     for folder in MODPROBE_D:
         for name in files.names(folder):
-            if name.endswith(".conf") and name not in seen:
-                seen.add(name)
-                for line in (files.text(f"{folder}/{name}") or "").splitlines():
-                    words = line.split()
-                    if len(words) > 2 and not words[0].startswith("#"):
-                        yield f"{folder}/{name}", words
+            if name.endswith(".conf"):
+                paths.setdefault(name, f"{folder}/{name}")
+    for _name, path in sorted(paths.items()):
+        for line in (files.text(path) or "").replace("\\\n", " ").splitlines():
+            words = line.split()
+            if len(words) > 2 and not line.startswith("#"):
+                yield path, words
 
 
 def native_drivers(files: Files, modaliases: Iterable[str], drivers: Iterable[str]) -> dict[str, str]:
