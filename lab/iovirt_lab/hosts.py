@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -217,11 +218,11 @@ def down(name: str) -> None:
     say(f"host {name} is down")
 
 
-def end_all_of(name: str) -> None:
+def end_all_of(name: str, *signals: int) -> None:
     """End each QEMU with this host's marker."""
     for found in process.running():
         if found.name == name:
-            process.end(found)
+            process.end(found, signals or process.GENTLE)
 
 
 def down_all() -> None:
@@ -243,10 +244,10 @@ def names() -> list[str]:
 
 
 def kill(name: str) -> None:
-    """Cut the power: the disk stays."""
+    """Cut the power: the disk stays as it is at that moment. On SIGTERM QEMU would write out what it holds back."""
     load(name)
     with host_lock(name):
-        end_all_of(name)
+        end_all_of(name, signal.SIGKILL)
     say(f"host {name} is off; its disk is kept for the next 'up'")
 
 

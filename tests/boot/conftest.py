@@ -9,6 +9,7 @@ IOVIRT_BOOT_FLAVOURS names the flavours to look at (tests/boot/run chooses); IOV
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -60,6 +61,14 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
         words = ["up", self.name, "--wait", "--timeout", str(BOOT_LIMIT), *FLAVOURS[self.flavour]]
         self.lab(*words, limit=BOOT_LIMIT + 3600)
         self.inventory.write_text(self.lab("inventory", self.name))
+
+    def command(self, *words: str) -> list[str]:
+        """For those who start the lab's command themselves."""
+        return [str(ROOT / "lab" / "lab"), *words]
+
+    def pid(self) -> int:
+        """The QEMU of this host."""
+        return next(int(row["pid"]) for row in json.loads(self.lab("list", "--json")) if row["name"] == self.name)
 
     def down(self) -> None:
         self.lab("down", self.name)

@@ -922,7 +922,7 @@ class SimKernel:
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
             # Reading is no step.
             return self._tool(argv)
-        if argv[0] == "modinfo" or argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv):
+        if argv[0] == "modinfo" or (argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv)):
             return sim_params.run(self, argv) or self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
         self.log.append(("run", argv[0], data or " ".join(argv[1:])))
         if self._fails():

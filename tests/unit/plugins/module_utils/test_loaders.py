@@ -447,6 +447,23 @@ def test_a_full_esp_is_said_before_anything_changes():
     assert sim.log == []
 
 
+def test_what_a_cut_off_write_left_is_removed_and_counts_as_room():
+    """An image that was half written, three of which would fill the partition."""
+    sim = sim_loaders.systemd_boot("uki")
+    start = files_of(sim)
+    left = [f"{ESP}/EFI/Linux/iovirt-{MACHINE}-{RELEASE}.efi.iovirt-812", f"{ESP}/EFI/Linux/{MACHINE}-{RELEASE}.efi.iovirt-9"]
+    for path in left:
+        sim.files[path] = "x" * (3 << 20)
+    sim._tree = None
+    sim.room[ESP] = 1000
+    done = settled(sim, present=["intel_iommu=on"])
+    assert not [path for path in sim.files if path in left]
+    assert f"remove {left[1]}, the unfinished file of a run that was cut off" in [a["text"] for a in done["actions"]]
+    sim.room.pop(ESP)
+    settled(sim, release=["intel_iommu"])
+    assert files_of(sim) == start
+
+
 def test_an_esp_that_gets_full_keeps_what_boots():
     sim = sim_loaders.systemd_boot()
     before = files_of(sim)
