@@ -30,17 +30,6 @@ PROGRAM = Path(__file__).parent / "cut_on_host.py"
 #: Seconds for a run in emulation.
 RUN_LIMIT = 180
 
-SHORT_BOOT = """set -e
-cat >/etc/systemd/system/cut.target <<'END'
-[Unit]
-Requires=basic.target
-Wants=ssh.service systemd-networkd.service
-After=basic.target
-AllowIsolate=yes
-END
-systemctl set-default cut.target"""
-
-
 class Runner:
     """The engine on the host, started without Ansible."""
 
@@ -87,7 +76,6 @@ class Runner:
 
 @pytest.fixture
 def runner(lab: Any) -> Runner:
-    lab.shell(SHORT_BOOT)
     found = Runner(lab)
     found.start_files = lab.boot_files()
     found.send()
