@@ -13,11 +13,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from . import accel, image, process, ssh
+from . import accel, image, process, ssh, suites
 from .common import LabError, lock, run, stage, tool, wait_for
 from .paths import LAB_SOURCE, build_lock, cache_dir
 from .qemu import Firmware, Machine, Qemu
 from .recipe import NO_MANUALS, ROOT_LABEL, SUITE, digest, image_key
+from .suites import OLD_LISTS
 
 SCRIPTS = LAB_SOURCE / "flavours"
 DEFAULT = "grub-bios"
@@ -39,8 +40,6 @@ GRUB_MODULES = [
     "part_gpt", "ext2", "fat", "normal", "configfile", "search", "search_label", "search_fs_uuid", "linux", "blsuki",
     "loadenv", "serial", "terminal", "echo", "test", "gzio", "boot", "chain",
 ]  # fmt: skip
-#: The lists of a suite that moves are valid for a week; a mirror that stands still has older ones.
-OLD_LISTS = "--aptopt=Acquire::Check-Valid-Until false"
 #: What GRUB does first: it finds the root file system by its label and goes on there.
 GRUB_START = f"search --label --set=root {ROOT_LABEL}\nset prefix=($root)/boot/grub2\nconfigfile /boot/grub2/grub.cfg\n"
 
@@ -76,9 +75,9 @@ def grubby() -> Path:
     return Path(named)
 
 
-def key_of(boot: str) -> str:
+def key_of(boot: str, suite: str = SUITE) -> str:
     """Name of the folder that a flavour's disks come from."""
-    return image_key() if boot == DEFAULT else bls_key() if boot == BLS else layer_key()
+    return suites.image_key(suite) if boot == DEFAULT else bls_key() if boot == BLS else layer_key()
 
 
 def extra_files(boot: str) -> dict[str, str]:
@@ -94,9 +93,11 @@ def firmware_of(boot: str) -> Firmware | None:
     return Firmware(folder / CODE, folder / VARIABLES)
 
 
-def ensure(boot: str) -> Qemu:
+def ensure(boot: str, suite: str = SUITE) -> Qemu:
     """Build what is missing for a flavour. Returns the QEMU to use."""
-    qemu = image.ensure()
+    if suite != SUITE and boot != DEFAULT:
+        raise LabError(f"--boot {boot} is made for Debian {SUITE} only", f"--suite {suite} goes with --boot {DEFAULT}")
+    qemu = image.ensure(suite)
     if boot == DEFAULT or (cache_dir() / key_of(boot)).is_dir():
         return qemu
     with lock(build_lock(), "building", image.LOCK_LIMIT):

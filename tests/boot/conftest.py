@@ -29,8 +29,10 @@ FLAVOURS = {
     "uki": ["--boot", "uki"],
     "bls": ["--boot", "bls"],
     "amdvi": ["--iommu", "amdvi"],
+    "bookworm": ["--suite", "bookworm"],
+    "forky": ["--suite", "forky"],
 }
-CHOSEN = os.environ.get("IOVIRT_BOOT_FLAVOURS", " ".join(FLAVOURS)).split()
+CHOSEN = os.environ.get("IOVIRT_BOOT_FLAVOURS", "grub-bios grub-uefi systemd-boot uki amdvi").split()
 PREFIX = os.environ.get("IOVIRT_BOOT_PREFIX", "boot")
 #: Seconds for a boot in emulation on a busy machine.
 BOOT_LIMIT = float(os.environ.get("IOVIRT_BOOT_LIMIT", "600"))

@@ -20,6 +20,8 @@ LOADERS = {
     "uki": "uki",
     "bls": "grub-bls",
     "amdvi": "grub",
+    "bookworm": "grub",
+    "forky": "grub",
 }
 #: A kernel that is installed after the change and before the reboot: a copy under a newer name, so that it is booted.
 NEW_KERNEL = "99.0-lab"
