@@ -496,6 +496,27 @@ def test_what_is_mounted_read_only_is_said_before_anything_changes(mount):
     assert sim.log == []
 
 
+def test_a_boot_that_is_mounted_read_only_stops_grub():
+    sim = lab(iommu=False)
+    sim.files["/proc/self/mountinfo"] += "41 29 254:17 / /boot ro,relatime shared:3 - ext4 /dev/vdb1 rw\n"
+    sim._tree = None
+    for check in (True, False):
+        with pytest.raises(EngineError, match="/boot is mounted read-only"):
+            cmd(sim, check=check, present=["isolcpus=2"])
+    assert sim.log == []
+
+
+@pytest.mark.parametrize("text", ["", "menuentry 'Debian, with Linux 6 (recovery mode)' {\n\tlinux /boot/vmlinuz-6 single\n}\n"])
+def test_a_grub_without_an_entry_that_starts_a_kernel(text):
+    sim = lab(iommu=False)
+    sim.replace(grub.CONFIG, text)
+    sim.log.clear()
+    for check in (True, False):
+        with pytest.raises(EngineError, match="no entry that starts a kernel.*update-grub"):
+            cmd(sim, check=check, present=["isolcpus=2"])
+    assert sim.log == []
+
+
 # --- GRUB: what others do to it --------------------------------------------------------------------------------------
 
 
@@ -536,6 +557,27 @@ def test_a_broken_drop_in_of_another_is_named():
     before = files_of(sim)
     failure = cmd(sim, present=["isolcpus=2"])["failures"]["host"]
     assert "/etc/default/grub.d/50-theirs.cfg" in failure
+    assert files_of(sim) == before
+
+
+def test_a_grub_mkconfig_that_only_complains_has_succeeded():
+    sim = lab(iommu=False)
+    real = sim._mkconfig
+    sim._mkconfig = lambda path: (*real(path)[:2], "Warning: os-prober will not be executed\n")
+    settled(sim, present=["isolcpus=2"])
+    assert "isolcpus=2" in running(sim)
+
+
+def test_a_grub_mkconfig_that_succeeds_without_a_kernel_is_not_believed():
+    sim = lab(iommu=False)
+    before = files_of(sim)
+
+    def empty(path):
+        sim.replace(path, "# nothing found\n")
+        return 0, "", ""
+
+    sim._mkconfig = empty
+    assert "without any kernel" in cmd(sim, present=["isolcpus=2"])["failures"]["host"]
     assert files_of(sim) == before
 
 
