@@ -512,7 +512,7 @@ def test_a_grub_without_an_entry_that_starts_a_kernel(text):
     sim.replace(grub.CONFIG, text)
     sim.log.clear()
     for check in (True, False):
-        with pytest.raises(EngineError, match="no entry that starts a kernel.*update-grub"):
+        with pytest.raises(EngineError, match=r"no entry that starts a kernel.*update-grub"):
             cmd(sim, check=check, present=["isolcpus=2"])
     assert sim.log == []
 
