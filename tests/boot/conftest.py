@@ -9,8 +9,12 @@ IOVIRT_BOOT_FLAVOURS names the flavours to look at (tests/boot/run chooses); IOV
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
+import shlex
+import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +38,10 @@ FLAVOURS = {
 }
 CHOSEN = os.environ.get("IOVIRT_BOOT_FLAVOURS", "grub-bios grub-uefi systemd-boot uki amdvi").split()
 PREFIX = os.environ.get("IOVIRT_BOOT_PREFIX", "boot")
+#: Seconds for a call in emulation.
+RUN_LIMIT = 180
+ENGINE = ROOT / "plugins" / "module_utils" / "_engine"
+PROGRAM = Path(__file__).parent / "engine_on_host.py"
 #: Seconds for a boot in emulation on a busy machine.
 BOOT_LIMIT = float(os.environ.get("IOVIRT_BOOT_LIMIT", "600"))
 
@@ -118,6 +126,30 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
             assert time.monotonic() < end, f"{self.name} did not come back: {self.lab('console', self.name)[-2000:]}"
             time.sleep(2)
 
+    def send_engine(self) -> None:
+        """The engine as it is here, and the program that calls it, for `begin` and `engine`."""
+        memory = io.BytesIO()
+        with tarfile.open(fileobj=memory, mode="w:gz") as archive:
+            archive.add(ENGINE, "_engine", filter=lambda item: None if "__pycache__" in item.name else item)
+            archive.add(PROGRAM, PROGRAM.name)
+        words = self.command("ssh", self.name, "--", "mkdir -p /root/sent && tar -xz -C /root/sent")
+        subprocess.run(words, input=memory.getvalue(), check=True, timeout=RUN_LIMIT)
+
+    def begin(self, *calls: tuple[str, dict[str, Any]]) -> subprocess.Popen[str]:
+        """Calls of the engine, by a process that has loaded everything and begins to work."""
+        program = f"cd /root/sent && exec python3 {PROGRAM.name} {shlex.quote(json.dumps(calls))}"
+        words = self.command("ssh", self.name, "--", program)
+        child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert child.stdout and child.stdout.readline() == "begun\n", child.communicate()
+        return child
+
+    def engine(self, *calls: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """What came of each call."""
+        out, err = self.begin(*calls).communicate(timeout=RUN_LIMIT * len(calls))
+        results: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines()]
+        assert len(results) == len(calls), (out, err)
+        return results
+
     def words(self) -> list[str]:
         return str(self.shell("cat /proc/cmdline")).split()
 
@@ -138,6 +170,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     host = BootLab(tmp_path_factory.mktemp("boot"), request.param)
     host.up()
     host.shell(SHORT_BOOT)
+    host.send_engine()
     yield host
     if not os.environ.get("IOVIRT_BOOT_KEEP"):
         host.down()

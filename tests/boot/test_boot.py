@@ -49,19 +49,23 @@ KERNELS = {
 KERNELS["uki"] = KERNELS["systemd-boot"]
 
 
-def changed(lab: Any, module: str = "iommu", **wish: Any) -> dict[str, Any]:
-    """Announced in check mode, done, and nothing left to do."""
+def changed(lab: Any, **wish: Any) -> None:
+    """Announced in check mode, done, both by Ansible, and nothing left to do."""
     before = lab.boot_files()
-    announced = lab.module(module, check=True, **wish)
+    announced = lab.module("iommu", check=True, **wish)
     assert not announced["failed"], announced
     assert lab.boot_files() == before
-    done: dict[str, Any] = lab.module(module, **wish)
+    done: dict[str, Any] = lab.module("iommu", **wish)
     assert not done["failed"], done
     assert done["actions"] == announced["actions"]
     assert done["changed"] and done["reboot_required"]
-    again = lab.module(module, **wish)
-    assert (again["changed"], again["actions"]) == (False, []), again
-    return done
+    nothing_left(lab, "iommu", **wish)
+
+
+def nothing_left(lab: Any, module: str, **wish: Any) -> dict[str, Any]:
+    (again,) = lab.engine((module, wish))
+    assert (again["failed"], again["changed"], again["actions"]) == (False, False, []), again
+    return dict(again)
 
 
 def test_the_loader_that_booted_is_found(lab: Any) -> None:
@@ -84,7 +88,7 @@ def test_off_to_passthrough_also_for_a_kernel_installed_before_the_reboot(lab: A
     another = not (lab.quick and lab.flavour == "amdvi")
     if another:
         lab.shell(install, limit=300)
-        assert lab.module("iommu", mode="passthrough")["changed"] is False
+        nothing_left(lab, "iommu", mode="passthrough")
     lab.reboot()
     assert "iommu=pt" in lab.words()
     assert lab.group_types() == {"identity"}
@@ -93,7 +97,7 @@ def test_off_to_passthrough_also_for_a_kernel_installed_before_the_reboot(lab: A
     if another:
         assert NEW_KERNEL in lab.shell(booted)
         lab.shell(remove, limit=300)
-        assert lab.module("iommu", mode="passthrough")["changed"] is False
+        nothing_left(lab, "iommu", mode="passthrough")
 
 
 def test_each_device_is_judged_as_the_kernel_does(lab: Any) -> None:
@@ -111,17 +115,17 @@ def test_passthrough_to_translated(lab: Any) -> None:
         pytest.skip("not in a slice")
     changed(lab, mode="translated")
     # On the way, a parameter with blanks: it has to come through every tool and loader in one piece.
-    changed(lab, "kernel_cmdline", present=[QUOTED])
+    (done,) = lab.engine(("kernel_cmdline", {"present": [QUOTED]}))
+    assert done["changed"] and done["reboot_required"], done
     lab.reboot()
     assert "iommu=pt" not in lab.words()
     running = lab.shell("cat /proc/cmdline")
     assert QUOTED in running or f'"{QUOTED.replace(chr(34), "")}"' in running
     assert "drivers/pci/pci.c" in lab.shell("grep '=p' /proc/dynamic_debug/control || true")
-    again = lab.module("kernel_cmdline", present=[QUOTED])
-    assert (again["actions"], again["reboot_required"]) == ([], False)
-    assert not lab.module("kernel_cmdline", release=["dyndbg"])["failed"]
+    assert not nothing_left(lab, "kernel_cmdline", present=[QUOTED])["reboot_required"]
+    assert not lab.engine(("kernel_cmdline", {"release": ["dyndbg"]}))[0]["failed"]
     assert lab.group_types() <= {"DMA", "DMA-FQ"} and lab.group_types()
-    assert not lab.module("iommu", mode="translated", prove=True)["failed"]
+    assert not lab.engine(("iommu", {"mode": "translated", "prove": True}))[0]["failed"]
 
 
 QUOTED = 'dyndbg="file drivers/pci/pci.c +p; file drivers/pci/probe.c +p"'
@@ -162,13 +166,12 @@ WRONG["uki"] = WRONG["systemd-boot"]
 
 def test_bad_input_changes_nothing_and_it_boots_with_what_it_had(lab: Any) -> None:
     before, words = lab.boot_files(), lab.words()
-    for wish, said in BAD:
-        result = lab.module("kernel_cmdline", **wish)
-        assert result["failed"] and said in result["msg"], result
+    for (wish, said), result in zip(BAD, lab.engine(*(("kernel_cmdline", wish) for wish, _said in BAD))):
+        assert result["failed"] and said in result["msg"], (wish, result)
     for wrong, right, said in [*WRONG[LOADERS[lab.flavour]], NIXOS]:
         lab.shell(wrong, limit=300)
         try:
-            result = lab.module("kernel_cmdline", present=["isolcpus=1"])
+            (result,) = lab.engine(("kernel_cmdline", {"present": ["isolcpus=1"]}))
         finally:
             lab.shell(right)
         assert result["failed"] and said in result["msg"], (wrong, result)
@@ -183,17 +186,17 @@ def test_a_tool_that_only_complains_is_no_failure(lab: Any) -> None:
         pytest.skip("it is about grub-mkconfig")
     lab.shell(f"mkdir -p /etc/default/grub.d; echo 'echo deprecated >&2' > {THEIRS}")
     try:
-        assert not lab.module("kernel_cmdline", present=[QUOTED])["failed"]
+        assert not lab.engine(("kernel_cmdline", {"present": [QUOTED]}))[0]["failed"]
     finally:
         lab.shell(f"rm {THEIRS}")
     assert QUOTED in lab.shell("cat /boot/grub/grub.cfg")
-    assert not lab.module("kernel_cmdline", release=["dyndbg"])["failed"]
+    assert not lab.engine(("kernel_cmdline", {"release": ["dyndbg"]}))[0]["failed"]
 
 
 def test_and_off_with_the_same_bytes(lab: Any) -> None:
     done = lab.module("iommu", state="absent")
     assert not done["failed"] and done["changed"]
-    assert lab.module("iommu", state="absent")["changed"] is False
+    nothing_left(lab, "iommu", state="absent")
     assert lab.boot_files() == lab.start_files
     lab.reboot()
     assert sorted(lab.words()) == lab.start_words
