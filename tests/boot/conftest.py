@@ -83,28 +83,33 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
         self.name = f"{PREFIX}-{flavour}"
         lab_module.NAME = self.name
 
+    def hang_up(self) -> None:
+        """The shared connection ends with the boot, and on its own would be missed late."""
+        words = ["ssh", "-o", f"ControlPath={self.socket}", "-O", "exit", "root@127.0.0.1"]
+        subprocess.run(words, capture_output=True, check=False)
+        Path(self.socket).unlink(missing_ok=True)
+
     def up(self) -> None:
+        self.hang_up()
         words = ["up", self.name, "--wait", "--timeout", str(BOOT_LIMIT), *FLAVOURS[self.flavour]]
         self.lab(*words, limit=BOOT_LIMIT + 3600)
         self.inventory.write_text(self.lab("inventory", self.name))
-
-    def command(self, *words: str) -> list[str]:
-        """For those who start the lab's command themselves."""
-        return [str(ROOT / "lab" / "lab"), *words]
 
     def pid(self) -> int:
         """The QEMU of this host."""
         return next(int(row["pid"]) for row in json.loads(self.lab("list", "--json")) if row["name"] == self.name)
 
     def down(self) -> None:
+        self.hang_up()
         self.lab("down", self.name)
 
     def kill(self) -> None:
         self.lab("kill", self.name)
 
     def boot_id(self) -> str:
+        """By a connection of its own: a shared one to a host that goes down hangs."""
         try:
-            return str(self.shell("cat /proc/sys/kernel/random/boot_id", limit=30))
+            return self.lab("ssh", self.name, "--", "cat /proc/sys/kernel/random/boot_id", limit=30).strip()
         except (AssertionError, OSError, ValueError):
             return ""
         except Exception as error:  # a limit that was met says so with an exception of its own
@@ -117,10 +122,11 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
         before = self.boot_id()
         assert before
         try:
-            self.shell("systemctl reboot", limit=30)
+            self.lab("ssh", self.name, "--", "systemctl reboot", limit=30)
         except Exception:
             # The connection goes down with the host.
             pass
+        self.hang_up()
         end = time.monotonic() + BOOT_LIMIT
         while self.boot_id() in ("", before):
             assert time.monotonic() < end, f"{self.name} did not come back: {self.lab('console', self.name)[-2000:]}"
@@ -132,14 +138,13 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
         with tarfile.open(fileobj=memory, mode="w:gz") as archive:
             archive.add(ENGINE, "_engine", filter=lambda item: None if "__pycache__" in item.name else item)
             archive.add(PROGRAM, PROGRAM.name)
-        words = self.command("ssh", self.name, "--", "mkdir -p /root/sent && tar -xz -C /root/sent")
+        words = [*self._ssh(), "mkdir -p /root/sent && tar -xz -C /root/sent"]
         subprocess.run(words, input=memory.getvalue(), check=True, timeout=RUN_LIMIT)
 
     def begin(self, *calls: tuple[str, dict[str, Any]]) -> subprocess.Popen[str]:
         """Calls of the engine, by a process that has loaded everything and begins to work."""
         program = f"cd /root/sent && exec python3 {PROGRAM.name} {shlex.quote(json.dumps(calls))}"
-        words = self.command("ssh", self.name, "--", program)
-        child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        child = subprocess.Popen([*self._ssh(), program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert child.stdout and child.stdout.readline() == "begun\n", child.communicate()
         return child
 
