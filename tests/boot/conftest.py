@@ -103,9 +103,6 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
         self.hang_up()
         self.lab("down", self.name)
 
-    def kill(self) -> None:
-        self.lab("kill", self.name)
-
     def boot_id(self) -> str:
         """By a connection of its own: a shared one to a host that goes down hangs."""
         try:
