@@ -135,7 +135,8 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
         with tarfile.open(fileobj=memory, mode="w:gz") as archive:
             archive.add(ENGINE, "_engine", filter=lambda item: None if "__pycache__" in item.name else item)
             archive.add(PROGRAM, PROGRAM.name)
-        words = [*self._ssh(), "mkdir -p /root/sent && tar -xz -C /root/sent"]
+        words = [*self._ssh(), "mkdir -p /root/sent && tar -xz -C /root/sent && sync"]
+        # On the disk, as the power may go next.
         subprocess.run(words, input=memory.getvalue(), check=True, timeout=RUN_LIMIT)
 
     def begin(self, *calls: tuple[str, dict[str, Any]]) -> subprocess.Popen[str]:
