@@ -14,11 +14,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Callable
 
-from . import flavour, hosts, image, process, ssh
+from . import flavour, hosts, image, process, ssh, suites
 from .common import LabError, find_tool, handle_signals, lock, remove_tree, say
 from .paths import build_lock, run_dir, state_dir
 from .qemu import IOMMUS
-from .recipe import KEYRING, MACHINE_PROGRAMS, USER_PROGRAMS
+from .recipe import KEYRING, MACHINE_PROGRAMS, SUITE, USER_PROGRAMS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--wait", action="store_true", help="until ssh answers")
     sub.add_argument("--boot", choices=flavour.BOOTS, help="firmware and boot loader; default: grub-bios")
     sub.add_argument("--iommu", choices=sorted(IOMMUS), help="default: vtd")
+    sub.add_argument("--suite", choices=suites.SUITES, help=f"of Debian; default: {SUITE}")
     sub.add_argument("--timeout", type=float, default=hosts.UP_LIMIT, help="seconds to wait; default: %(default)s")
     sub = add("down", do_down, "end a host and remove its disk")
     sub.add_argument("name", metavar="NAME", nargs="?")
@@ -75,8 +76,8 @@ def do_build(_args: argparse.Namespace) -> int:
 def do_up(args: argparse.Namespace) -> int:
     """lab up"""
     kind = None
-    if args.boot or args.iommu:
-        kind = hosts.Flavour(args.boot or flavour.DEFAULT, args.iommu or "vtd")
+    if args.boot or args.iommu or args.suite:
+        kind = hosts.Flavour(args.boot or flavour.DEFAULT, args.iommu or "vtd", args.suite or SUITE)
     hosts.up(args.name, args.memory, args.cpus, args.igb_ports, args.wait, args.timeout, kind)
     return 0
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from . import accel, flavour, process, qmp, ssh
 from .common import LabError, is_locked, lock, say, stage, wait_for
 from .paths import build_lock, cache_dir, run_dir
 from .qemu import Machine, Qemu, memory_mib
+from .recipe import SUITE
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 RESERVED = ("build", "probe")
@@ -41,6 +43,7 @@ class Host:
     started: float = 0.0
     boot: str = flavour.DEFAULT
     iommu: str = "vtd"
+    suite: str = SUITE
 
     def save(self) -> None:
         """Write it, whole or not at all."""
@@ -85,6 +88,7 @@ class Flavour:
 
     boot: str = flavour.DEFAULT
     iommu: str = "vtd"
+    suite: str = SUITE
 
 
 def up(
@@ -99,11 +103,13 @@ def up(
         raise LabError(f"{igb_ports} is no number of igb ports for a host", f"1 to {MAX_IGB_PORTS}")
     if (folder_of(name) / "host.json").exists():
         known = load(name)
-        if kind not in (None, Flavour(known.boot, known.iommu)):
-            raise LabError(f"host {name} is of another flavour ({known.boot}, {known.iommu})", f"lab/lab down {name}")
-        kind = Flavour(known.boot, known.iommu)
+        if kind not in (None, Flavour(known.boot, known.iommu, known.suite)):
+            raise LabError(
+                f"host {name} is of another flavour ({known.boot}, {known.iommu}, {known.suite})", f"lab/lab down {name}"
+            )
+        kind = Flavour(known.boot, known.iommu, known.suite)
     kind = kind or Flavour()
-    qemu = flavour.ensure(kind.boot)
+    qemu = flavour.ensure(kind.boot, kind.suite)
     with host_lock(name):
         if process.find(name) is not None:
             say(f"host {name} is up already")
@@ -129,7 +135,7 @@ def prepare(qemu: Qemu, name: str, memory: str, cpus: int, igb_ports: int, kind:
         )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    host = Host(name, flavour.key_of(kind.boot), memory, cpus, igb_ports, boot=kind.boot, iommu=kind.iommu)
+    host = Host(name, flavour.key_of(kind.boot, kind.suite), memory, cpus, igb_ports, **asdict(kind))
     flavour.make_disks(qemu, cache_dir() / host.image, kind.boot, folder)
     firmware = flavour.firmware_of(kind.boot)
     if firmware:
@@ -217,11 +223,11 @@ def down(name: str) -> None:
     say(f"host {name} is down")
 
 
-def end_all_of(name: str) -> None:
+def end_all_of(name: str, *signals: int) -> None:
     """End each QEMU with this host's marker."""
     for found in process.running():
         if found.name == name:
-            process.end(found)
+            process.end(found, signals or process.GENTLE)
 
 
 def down_all() -> None:
@@ -243,10 +249,10 @@ def names() -> list[str]:
 
 
 def kill(name: str) -> None:
-    """Cut the power: the disk stays."""
+    """Cut the power: the disk stays as it is at that moment. On SIGTERM QEMU would write out what it holds back."""
     load(name)
     with host_lock(name):
-        end_all_of(name)
+        end_all_of(name, signal.SIGKILL)
     say(f"host {name} is off; its disk is kept for the next 'up'")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import accel, process, ssh
+from . import accel, process, ssh, suites
 from .common import LabError, lock, output_of, remove_tree, run, say, stage, tool, wait_for
 from .paths import GUEST_FILES, build_lock, cache_dir, logs_dir
 from .qemu import Machine, Qemu, qemu_in, tree_path, usable_qemu
@@ -27,11 +27,8 @@ from .recipe import (
     ROOT_MIB,
     ROOT_START_SECTOR,
     SUITE,
-    image_key,
-    module_words,
     partition_table,
     qemu_words,
-    tree_words,
 )
 
 TREE_LIMIT = 900.0
@@ -40,28 +37,28 @@ LOCK_LIMIT = 1800.0
 NETWORK_HINT = "check the network and the machine's package sources, then run lab/lab build again"
 
 
-def image_path() -> Path:
+def image_path(suite: str = SUITE) -> Path:
     """Where the built image lies."""
-    return cache_dir() / image_key()
+    return cache_dir() / suites.image_key(suite)
 
 
-def ensure() -> Qemu:
+def ensure(suite: str = SUITE) -> Qemu:
     """Build what is missing. Returns the QEMU to use."""
     qemu = usable_qemu()
-    if qemu is not None and image_path().is_dir():
+    if qemu is not None and image_path(suite).is_dir():
         return qemu
     with lock(build_lock(), "building", LOCK_LIMIT):
         remove_leftovers()
-        return build_all()
+        return build_all(suite)
 
 
-def build_all() -> Qemu:
+def build_all(suite: str) -> Qemu:
     """Build what is missing, with the lock held; another process may have built it in the meantime."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         qemu_done = pool.submit(ensure_qemu)
-        if not image_path().is_dir():
-            with stage("the lab's disk image"), new_folder(image_path()) as work:
-                build_image(work, qemu_done.result)
+        if not image_path(suite).is_dir():
+            with stage("the lab's disk image"), new_folder(image_path(suite)) as work:
+                build_image(work, qemu_done.result, suite)
         return qemu_done.result()
 
 
@@ -134,15 +131,15 @@ def ensure_qemu() -> Qemu:
     return qemu_in(tree_path())
 
 
-def build_image(work: Path, qemu_done: Callable[[], Qemu]) -> None:
+def build_image(work: Path, qemu_done: Callable[[], Qemu], suite: str) -> None:
     """Everything from packages to a disk that boots by itself."""
     check_user()
     make_key(work)
     with ThreadPoolExecutor(max_workers=1) as pool:
         # Beside each other: one waits for the network while the other unpacks.
-        modules = pool.submit(build_modules, work)
+        modules = pool.submit(build_modules, work, suite)
         try:
-            build_tree(work)
+            build_tree(work, suite)
         finally:
             modules.exception()
         modules.result()
@@ -173,18 +170,18 @@ def make_key(work: Path) -> None:
     run(argv, what="making an ssh key", log=new_log("key"), limit=30)
 
 
-def build_tree(work: Path) -> None:
+def build_tree(work: Path, suite: str) -> None:
     """The root tree of a host."""
-    with stage(f"root tree of Debian {SUITE}"):
-        words = [*tree_words(), SUITE, str(work / "root.tar")]
+    with stage(f"root tree of Debian {suite}"):
+        words = [*suites.tree_words(suite), suite, str(work / "root.tar")]
         mmdebstrap(work, "installing the root tree", words, new_log("root"))
 
 
-def build_modules(work: Path) -> None:
+def build_modules(work: Path, suite: str) -> None:
     """The kernel modules that Debian does not ship, from Debian's own source, in a tree of their own."""
     with stage("modules mtty, mdpy, netdevsim"):
         (work / "modules").mkdir()
-        words = [*module_words(work / "modules"), SUITE, "/dev/null"]
+        words = [*suites.module_words(suite, work / "modules"), suite, "/dev/null"]
         mmdebstrap(work, "building the modules", words, new_log("modules"))
 
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .common import LabError, wait_for
 from .qemu import Machine, Qemu, arguments, marker
 
 TERM_LIMIT = 10.0
+GENTLE = (signal.SIGTERM, signal.SIGKILL)
 
 
 @dataclass
@@ -70,7 +72,7 @@ def find(name: str) -> Found | None:
     return None
 
 
-def end(found: Found) -> None:
+def end(found: Found, signals: Sequence[int] = GENTLE) -> None:
     """End one QEMU. The pid file descriptor keeps a reused number from being hit."""
     try:
         descriptor = os.pidfd_open(found.pid)
@@ -79,7 +81,7 @@ def end(found: Found) -> None:
     try:
         if marked_name(found.pid) != found.name:
             return
-        for signum in (signal.SIGTERM, signal.SIGKILL):
+        for signum in signals:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signum)
             if wait_for(lambda: not alive(found.pid), TERM_LIMIT, 0.05):

@@ -604,8 +604,9 @@ options:
         description:
           - Let the initramfs give the device to O(vfio[].driver), before udev loads the device's own driver. Without it,
             its own driver may have it for some seconds at boot, until the replay takes it.
-          - It needs initramfs-tools or dracut. The images of all installed kernels are made anew, once a run and only when
-            something about it changes. VFs cannot have it, nor devices whose own driver is built into the kernel.
+          - It needs initramfs-tools, dracut or mkinitcpio. The images of all installed kernels are made anew, once a run
+            and only when something about it changes. VFs cannot have it, nor devices whose own driver is built into the
+            kernel.
           - Unset, it stays as it is. V(iovirt.early=off) on the kernel command line lets one boot go without it.
         type: bool
   only:

@@ -44,8 +44,9 @@ options:
         stay: a command line with C(intel_iommu=on,sm_on) satisfies V(intel_iommu=on).
       - V(console), V(earlycon) and V(module_blacklist) may stand several times; each is looked at by itself.
       - V(hugepages) belongs to the V(hugepagesz) before it, in this list as on the command line; other sizes stay.
-      - Blanks, quotes, backslashes, dollar signs and line breaks are refused, and so is a value where the kernel takes
-        none.
+      - A value with blanks stands in double quotes, as in V(dyndbg="file drivers/pci/iov.c +p"). Several blanks in a row,
+        quotes within a value, backslashes, backticks, dollar signs and line breaks are refused, and so is a value where the
+        kernel takes none. With rpm-ostree, bootc and proxmox-boot-tool blanks are refused, too.
     type: list
     elements: str
   absent:

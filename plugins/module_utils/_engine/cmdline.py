@@ -48,7 +48,13 @@ DANGEROUS: Mapping[str, str] = {
     "vfio_iommu_type1.allow_unsafe_interrupts": "group",
 }
 
-_PARAMETER = re.compile(r"[A-Za-z0-9_.:-]+(=[^\s\"'`$\\;{}|&<>]*)?")
+#: What a wish may be: a value in quotes may hold single blanks and what shells and GRUB interpret outside of quotes. Tools
+#: make one blank of several (90-loaderentry.install).
+_PLAIN = r"[^\s\"'`$\\;{}|&<>]*"
+_INSIDE = r"[^\s\"'`$\\]+"
+_QUOTED = rf"(?:{_INSIDE}(?: {_INSIDE})*)?"
+_KEY = r"[A-Za-z0-9_.:-]+"
+_PARAMETER = re.compile(rf'{_KEY}(?:=(?:{_PLAIN}|"{_QUOTED}"))?|"{_KEY}(?:={_QUOTED})?"')
 
 
 def split(line: str) -> list[str]:
@@ -66,14 +72,41 @@ def split(line: str) -> list[str]:
     return words + ([word] if word else [])
 
 
+def parsed(word: str) -> tuple[str, str | None]:
+    """Key and value as the kernel takes them out of a word (next_arg in lib/cmdline.c): quotes around the whole word or
+    around the value are no part of them. The key as it is written."""
+    whole = word.startswith('"')
+    key, equals, value = word[whole:].partition("=")
+    if equals and value.startswith('"'):
+        value = value[1:]
+        whole = True
+    text = value if equals else key
+    if whole and text.endswith('"'):
+        text = text[:-1]
+    return (key, text) if equals else (text, None)
+
+
 def key_of(word: str) -> str:
     """The key of a word. The kernel takes '-' and '_' in a name for the same (parameq in kernel/params.c)."""
-    return word.partition("=")[0].replace("-", "_")
+    return parsed(word)[0].replace("-", "_")
 
 
 def value_of(word: str) -> str | None:
-    _key, equals, value = word.partition("=")
-    return value if equals else None
+    return parsed(word)[1]
+
+
+def spelled(word: str) -> str:
+    """A word as we write it: quotes around the value alone, and only where it needs them. GRUB puts them around the whole
+    word when it starts a kernel (grub-core/lib/cmdline.c), so words are compared in this spelling."""
+    key, value = parsed(word)
+    if value is None:
+        return key
+    return f"{key}={value}" if re.fullmatch(_PLAIN, value) else f'{key}="{value}"'
+
+
+def for_kernel(words: Sequence[str]) -> list[str]:
+    """The words up to '--'; what follows is for init (parse_args in kernel/params.c)."""
+    return list(words[: words.index("--")]) if "--" in words else list(words)
 
 
 def own(words: Iterable[str]) -> list[str]:
@@ -90,8 +123,11 @@ def invalid(word: str) -> str | None:
     if word.count('"') % 2:
         return "has an unbalanced quote"
     if not _PARAMETER.fullmatch(word):
-        return "holds a blank, a quote or a character that the boot loader's configuration would interpret"
-    if word.partition("=")[0] in FLAGS and "=" in word:
+        return (
+            "holds a character that the boot loader's configuration would interpret, or blanks that are not single ones "
+            'within quotes around the value (key="a b")'
+        )
+    if parsed(word)[0] in FLAGS and value_of(word) is not None:
         return "has a value, and the kernel takes none for it"
     return None
 
@@ -126,7 +162,7 @@ def merged(words: Sequence[str], wish: str, absent: Sequence[str] = ()) -> str:
         return wish
     present = [value_of(word) for word in words if key_of(word) == key]
     members = without(key, effective_members(key, [*present, value]), absent)
-    return f"{wish.partition('=')[0]}={','.join(members)}"
+    return f"{parsed(wish)[0]}={','.join(members)}"
 
 
 def without(key: str, members: Iterable[str], absent: Sequence[str]) -> list[str]:
@@ -138,10 +174,10 @@ def without(key: str, members: Iterable[str], absent: Sequence[str]) -> list[str
 def remaining(words: Sequence[str], pattern: str, absent: Sequence[str]) -> str | None:
     """For a member wished away that shares its key with others: the word that is left to be written."""
     key = key_of(pattern)
-    if key not in SETS or "=" not in pattern:
+    if key not in SETS or value_of(pattern) is None:
         return None
     members = without(key, effective_members(key, [value_of(word) for word in words if key_of(word) == key]), absent)
-    return f"{pattern.partition('=')[0]}={','.join(members)}" if members else None
+    return f"{parsed(pattern)[0]}={','.join(members)}" if members else None
 
 
 def says(words: Sequence[str], pattern: str) -> bool:
@@ -157,13 +193,14 @@ def matches(word: str, pattern: str) -> bool:
     """Is this the parameter that is wished away? 'key' means whatever value it has, 'key=value' that value alone."""
     if key_of(word) != key_of(pattern):
         return False
-    return "=" not in pattern or value_of(word) == value_of(pattern)
+    return value_of(pattern) is None or value_of(word) == value_of(pattern)
 
 
 def unmet(
     words: Sequence[str], present: Sequence[str], absent: Sequence[str], exact: Sequence[str] = ()
 ) -> list[str]:
     """What a command line lacks of the wished parameters or has of the unwished ones."""
+    words = for_kernel(words)
     lacking = []
     size: str | None = None
     for wish in present:
@@ -212,6 +249,6 @@ def differing(now: Sequence[str], then: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for key in keys:
         sides = [[word for word in words if key_of(word) == key] for words in (now, then)]
-        if sides[0] != sides[1]:
+        if [spelled(word) for word in sides[0]] != [spelled(word) for word in sides[1]]:
             found.append({"key": key, "running": sides[0], "next_boot": sides[1]})
     return found

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,9 @@ class Run(Protocol):
 
     def __call__(self, argv: list[str], data: str = "") -> tuple[int, str, str]: ...
 
+
+#: The name of a file that was being written (FileSystem.replace), left by a run that was cut off.
+LEFTOVER = re.compile(r".+\.iovirt-\d+")
 
 #: Attributes of sysfs are at most one page (Documentation/filesystems/sysfs.rst); resource tables are a little more.
 ATTRIBUTE_LIMIT = 65536
@@ -244,11 +248,14 @@ class FileSystem:
 
 
 def _temporary(real: str) -> str:
-    """A name beside a file. A run that crashed may have left one of this very name: process ids come again."""
-    temporary = f"{real}.iovirt-{os.getpid()}"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
-    return temporary
+    """A name beside a file. What runs that were cut off have left of this kind goes: under the lock nobody else writes
+    the file, process ids come again, and on an EFI system partition a left-over image would take the next one's room."""
+    folder, name = os.path.split(real)
+    for found in os.listdir(folder):
+        if LEFTOVER.fullmatch(found) and found.rpartition(".iovirt-")[0] == name:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{folder}/{found}")
+    return f"{real}.iovirt-{os.getpid()}"
 
 
 def _wait_for_lock(handle: int, path: str, limit: float) -> None:

@@ -8,14 +8,15 @@ Why not the option ids= of vfio-pci: it takes every device of these ids, the one
 by another way where vfio-pci is built in, and counts on the order in which modules are loaded. An override at an
 address, written only where the ids fit, is exact; it works for a built-in and for a loadable vfio-pci alike.
 
-Which script, where: initramfs-tools(7) (boot scripts in init-top, hook scripts), dracut.modules(7) (hook pre-udev).
+Which script, where: initramfs-tools(7) (boot scripts in init-top, hook scripts), dracut.modules(7) (hook pre-udev),
+mkinitcpio(8) (install and runtime hooks; drop-ins from version 38 on).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Callable
 
 from . import drivers
@@ -100,6 +101,8 @@ class Tool:
     inside: str
     #: Script and modules -> path, text and mode of our files.
     files: Callable[[str, Sequence[str]], dict[str, tuple[str, int]]]
+    #: What the names of images call the kernels that are here.
+    kernels: Callable[[Files], Collection[str]] = lambda files: files.names("/lib/modules")
 
 
 _TOOLS_SCRIPT = "/etc/initramfs-tools/scripts/init-top/00-iovirt-vfio"
@@ -133,6 +136,51 @@ def _dracut(claims: str, modules: Sequence[str]) -> dict[str, tuple[str, int]]:
     }
 
 
+_INITCPIO = "/etc/initcpio"
+_CLAIMS = "iovirt-vfio"
+#: Images without a systemd of their own run hooks, those with one run units; bash, as such an image may have no shell.
+_INITCPIO_BUILD = f"""build() {{
+  local module
+  for module in %s; do add_module "$module?"; done
+  add_binary modprobe
+  add_file {_INITCPIO}/{_CLAIMS}.sh /usr/bin/{_CLAIMS} 755
+  if [[ " ${{HOOKS[*]}} " == *" systemd "* ]]; then
+    add_binary bash
+    add_file {_INITCPIO}/{_CLAIMS}.service /usr/lib/systemd/system/{_CLAIMS}.service 644
+    add_symlink /usr/lib/systemd/system/sysinit.target.wants/{_CLAIMS}.service ../{_CLAIMS}.service
+  else
+    add_runscript
+  fi
+}}
+help() {{ echo "Gives devices to VFIO drivers before udev loads anything."; }}
+"""
+_INITCPIO_UNIT = f"""[Unit]
+DefaultDependencies=no
+Before=systemd-modules-load.service systemd-udevd.service systemd-udev-trigger.service
+
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/bash /usr/bin/{_CLAIMS}
+"""
+
+
+def _mkinitcpio(claims: str, modules: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Our hook comes first, so its early part runs before udev's (init of mkinitcpio: EARLYHOOKS, MODULES, HOOKS)."""
+    return {
+        f"{_INITCPIO}/{_CLAIMS}.sh": (f"#!/bin/sh\n{_NOTE}\n{claims}", 0o755),
+        f"{_INITCPIO}/{_CLAIMS}.service": (f"{_NOTE}\n{_INITCPIO_UNIT}", 0o644),
+        f"{_INITCPIO}/install/{_CLAIMS}": (f"#!/bin/bash\n{_NOTE}\n{_INITCPIO_BUILD % ' '.join(modules)}", 0o644),
+        f"{_INITCPIO}/hooks/{_CLAIMS}": (f"#!/usr/bin/ash\n{_NOTE}\nrun_earlyhook() {{ ash /usr/bin/{_CLAIMS}; }}\n", 0o644),
+        "/etc/mkinitcpio.conf.d/zz-iovirt.conf": (f'{_NOTE}\nHOOKS=({_CLAIMS} "${{HOOKS[@]}}")\n', 0o644),
+    }
+
+
+def _packages(files: Files) -> Collection[str]:
+    """Arch's images have the name of the kernel's package: linux, linux-lts."""
+    found = (files.attr(f"/lib/modules/{name}/pkgbase") for name in files.names("/lib/modules"))
+    return {name for name in found if name}
+
+
 TOOLS = (
     Tool(
         name="initramfs-tools",
@@ -152,17 +200,30 @@ TOOLS = (
         inside="iovirt-vfio.sh",
         files=_dracut,
     ),
+    Tool(
+        name="mkinitcpio",
+        signs=("/usr/bin/mkinitcpio", "/etc/mkinitcpio.conf"),
+        # By its preset, which makes the fallback image as well: that one by itself would be made as the other.
+        image=re.compile(r"initramfs-(.+)(?<!-fallback)\.img"),
+        refresh=("mkinitcpio", "-p", "RELEASE"),
+        lister=("lsinitcpio", "IMAGE"),
+        inside=f"usr/bin/{_CLAIMS}",
+        files=_mkinitcpio,
+        kernels=_packages,
+    ),
 )
 
 
 def tool(files: Files) -> Tool | None:
-    return next((t for t in TOOLS if all(files.exists(sign) for sign in t.signs)), None)
+    """The tool of this host; of several the one whose images are there."""
+    here = [t for t in TOOLS if all(files.exists(sign) for sign in t.signs)]
+    return next((t for t in here if images(files, t)), here[0] if here else None)
 
 
 def images(files: Files, of: Tool) -> dict[str, str]:
-    """Image -> release, for the kernels whose modules are there."""
+    """Image -> what the tool calls its kernel, for the kernels whose modules are there."""
     found = {}
-    releases = set(files.names("/lib/modules"))
+    releases = set(of.kernels(files))
     for name in files.names("/boot"):
         match = of.image.fullmatch(name)
         release = next((part for part in match.groups() if part), "") if match else ""
@@ -256,12 +317,23 @@ def refresh(host: Host, args: Mapping[str, Any]) -> None:
         host.files.remove(RECORD)
 
 
-def _make(host: Host, here: Tool, image: str, release: str, inside: bool) -> None:
+def remake(host: Host, of: str, found: Mapping[str, str]) -> None:
+    """Make images anew, as something that they have a copy of has changed."""
+    here = next(t for t in TOOLS if t.name == of)
+    for image, release in found.items():
+        _refresh(host, here, image, release)
+
+
+def _refresh(host: Host, here: Tool, image: str, release: str) -> None:
     argv = _filled(here.refresh, image, release)
     code, _out, err = host.run(argv)
     if code:
         said = (err.strip().splitlines() or [f"exit status {code}"])[-1]
         raise EngineError(f"{' '.join(argv)} failed: {said}. Is there room in /boot? The next run tries again.")
+
+
+def _make(host: Host, here: Tool, image: str, release: str, inside: bool) -> None:
+    _refresh(host, here, image, release)
     argv = _filled(here.lister, image, release)
     code, out, err = host.run(argv)
     if code or (here.inside in out) != inside:
@@ -286,5 +358,5 @@ def undo(host: Host, args: Mapping[str, Any]) -> None:
             host.files.remove(path)
     for path, text in args["previous"].items():
         if text is not None:
-            host.files.replace(path, text, 0o755)
+            host.files.replace(path, text, args["files"].get(path, (text, 0o755))[1])
     host.files.replace(RECORD, "unknown\n")

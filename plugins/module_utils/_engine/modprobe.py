@@ -10,17 +10,18 @@ modprobe.d(5), libkmod-config.c of kmod (order of files, kernel command line las
 
 Each module has a file of its own, which sorts last: of two values for one parameter the kernel takes the later. A parameter
 that may be written while the module is loaded is written as well. For others the module has to be loaded again: by `reload`
-where the caller knows that nobody would miss it meanwhile, else by the next boot.
+where the caller knows that nobody would miss it meanwhile, else by the next boot. An initramfs has a copy of modprobe.d: for
+a module that it may load, `early` (what initramfs.read says) has the images made anew.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any
 
-from . import aliases, cmdline
+from . import aliases, cmdline, initramfs
 from .errors import EngineError, explain
 from .host import Files, Host
 from .model import HOST, Action, Plan, Refusal
@@ -162,7 +163,13 @@ def _number(text: str) -> int | None:
 # --- The plan --------------------------------------------------------------------------------------------------------
 
 
-def plan(modules: Mapping[str, Module], wishes: Wishes, reload: Collection[str] = (), device: str = HOST) -> Plan:
+def plan(
+    modules: Mapping[str, Module],
+    wishes: Wishes,
+    reload: Collection[str] = (),
+    device: str = HOST,
+    early: Mapping[str, Any] | None = None,
+) -> Plan:
     """What makes the wishes true. `reload`: modules that may be taken out and loaded again now. `device` is whose fate the
     steps share. What has to wait for a boot is in reboot_reasons."""
     result = Plan()
@@ -174,7 +181,17 @@ def plan(modules: Mapping[str, Module], wishes: Wishes, reload: Collection[str] 
         result.refusals += wrong
         if not wrong:
             _converge(result, module, wished, module.name in reloadable, device)
+    if early and early["tool"]:
+        result.actions = [_with_images(action, early) for action in result.actions]
     return result
+
+
+def _with_images(action: Action, early: Mapping[str, Any]) -> Action:
+    if action.args["text"] == action.args["previous"]:
+        return action
+    images = {"tool": early["tool"], "images": dict(early["images"])}
+    text = f"{action.text}; make the initramfs anew with {early['tool']}"
+    return replace(action, text=text, args={**action.args, "initramfs": images})
 
 
 def _refusals(module: Module, wished: Mapping[str, str | None], device: str) -> list[Refusal]:
@@ -322,6 +339,7 @@ def set_options(host: Host, args: Mapping[str, Any]) -> None:
     """The file, then what can be written, then the module; each read back."""
     name = args["module"]
     _put(host.files, name, args["text"])
+    _remake(host, args)
     for param, value in args["set"].items():
         _write(host.files, name, param, value)
     if args["reload"]:
@@ -338,7 +356,10 @@ def undo_options(host: Host, args: Mapping[str, Any]) -> None:
     """The file as it was; a module that was loaded again, or did not come back, gets loaded with that; then what was
     written: it went with the module."""
     name = args["module"]
+    changed = host.files.text(path_of(name)) != args["previous"]
     _put(host.files, name, args["previous"])
+    if changed:
+        _remake(host, args)
     if args["reload"] and not host.files.exists(f"{SYS}/{name}/initstate"):
         _modprobe(host, ["--", name])
     elif any(same(host.files.attr(f"{SYS}/{name}/parameters/{p}"), value) for p, value in args["reload"].items()):
@@ -346,6 +367,11 @@ def undo_options(host: Host, args: Mapping[str, Any]) -> None:
     for param, value in args["was"].items():
         if not same(host.files.attr(f"{SYS}/{name}/parameters/{param}"), value):
             _write(host.files, name, param, value)
+
+
+def _remake(host: Host, args: Mapping[str, Any]) -> None:
+    if "initramfs" in args:
+        initramfs.remake(host, args["initramfs"]["tool"], args["initramfs"]["images"])
 
 
 def _put(files: Files, name: str, text: str | None) -> None:

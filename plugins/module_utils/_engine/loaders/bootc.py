@@ -34,7 +34,7 @@ def read(host: Host) -> Loader:
     read_only = files.exists("/run/ostree-booted") or mount_of(files, FOLDER).read_only
     details = {"text": own, "words": words, "read_only": read_only}
     entry = Entry("hosts made from this image", "bootc", words)
-    return Loader(NAME, (entry,), tuple(_kargs(own or "")), (), words, FOLDER, False, details)
+    return Loader(NAME, (entry,), tuple(_kargs(own or "")), (), words, FOLDER, False, details, quotes=False)
 
 
 def _kargs(text: str) -> list[str]:

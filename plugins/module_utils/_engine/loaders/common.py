@@ -56,6 +56,8 @@ class Loader:
     #: What only the back end understands.
     details: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    #: Do its tools keep a parameter with a blank in quotes together?
+    quotes: bool = True
 
     @property
     def normal(self) -> list[Entry]:

@@ -131,12 +131,22 @@ def _defaults_text(source: Source, text: str | None, ours: Sequence[str], droppe
         if new == words:
             continue
         if found is None:
-            result = result.rstrip("\n") + f'\n{name}="{" ".join(new)}"\n' if result.strip() else f'{name}="{" ".join(new)}"\n'
+            quote = _shell_quote(new, '"')
+            line = f"{name}={quote}{' '.join(new)}{quote}\n"
+            result = result.rstrip("\n") + f"\n{line}" if result.strip() else line
             continue
-        quote = found.group(2) or '"'
+        quote = _shell_quote(new, found.group(2) or '"')
         line = f"{found.group(1)}{quote}{' '.join(new)}{quote}"
         result = result[: found.start()] + line + result[found.end() :]
     return result
+
+
+def _shell_quote(words: Sequence[str], quote: str) -> str:
+    """The shell's quotes around words that may have double ones of their own, for the kernel."""
+    text = "".join(words)
+    if '"' in text and "'" in text:
+        raise EngineError(f"{DEFAULTS}: its parameters hold both kinds of quotes, which is not edited here; nothing was changed.")
+    return "'" if '"' in text else quote
 
 
 def assignment(text: str, name: str) -> re.Match[str] | None:

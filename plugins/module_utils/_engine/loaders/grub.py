@@ -63,7 +63,7 @@ def read(host: Host) -> Loader:
     if "default/grub.d" in (files.text(tool) or ""):
         drop_in = files.text(DROP_IN)
         record = dict(_RECORD.findall(drop_in or ""))
-        ours, dropped = (tuple(record.get(key, "").split()) for key in ("iovirt_set", "iovirt_drop"))
+        ours, dropped = (tuple(cmdline.split(record.get(key, ""))) for key in ("iovirt_set", "iovirt_drop"))
         details["drop_in"] = drop_in
         return Loader(NAME, entries, ours, dropped, stale=details["begun"], details=details)
     recorded = edited.read_record(files)
@@ -155,19 +155,31 @@ def render(ours: Sequence[str], dropped: Sequence[str]) -> str | None:
     if dropped:
         text += _FILTER % "|".join(_shell_pattern(key) for key in dropped)
     # printf, not echo: dash's echo would interpret backslashes that were inherited.
-    return text + 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT' + "".join(f" {w}" for w in ours) + '"\n'
+    added = "".join(f" {word}" for word in ours).replace('"', '\\"')
+    return text + f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT{added}"\n'
 
 
+# A word with a blank in quotes comes in pieces: they are put together while the number of quotes is odd.
 _FILTER = """iovirt_filter() {
   set -f
-  iovirt_kept=
-  for iovirt_word in $1; do
+  iovirt_kept= iovirt_word= iovirt_open=
+  for iovirt_piece in $1; do
+    iovirt_word="${iovirt_word:+$iovirt_word }$iovirt_piece"
+    while :; do
+      case $iovirt_piece in
+        *\\"*) iovirt_piece=${iovirt_piece#*\\"} ;;
+        *) break ;;
+      esac
+      if [ -n "$iovirt_open" ]; then iovirt_open=; else iovirt_open=1; fi
+    done
+    [ -z "$iovirt_open" ] || continue
     case $iovirt_word in
       %s) ;;
       *) iovirt_kept="${iovirt_kept:+$iovirt_kept }$iovirt_word" ;;
     esac
+    iovirt_word=
   done
-  printf '%%s' "$iovirt_kept"
+  printf '%%s' "$iovirt_kept${iovirt_word:+ $iovirt_word}"
 }
 GRUB_CMDLINE_LINUX="$(iovirt_filter "$GRUB_CMDLINE_LINUX")"
 GRUB_CMDLINE_LINUX_DEFAULT="$(iovirt_filter "$GRUB_CMDLINE_LINUX_DEFAULT")"
@@ -175,9 +187,12 @@ GRUB_CMDLINE_LINUX_DEFAULT="$(iovirt_filter "$GRUB_CMDLINE_LINUX_DEFAULT")"
 
 
 def _shell_pattern(word: str) -> str:
-    key, equals, value = word.partition("=")
+    """In each way to put quotes (cmdline.parsed)."""
+    key, value = cmdline.parsed(word)
     name = re.sub("[-_]", "[-_]", key)
-    return f'{name}="{value}"' if equals else f"{name}|{name}=*"
+    if value is None:
+        return "|".join(f"{q}{name}{q}|{q}{name}=*" for q in ("", '\\"'))
+    return f"{name}='{value}'|{name}='\"{value}\"'|\\\"{name}='{value}\"'"
 
 
 def make_config(host: Host, args: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ def read(host: Host) -> Loader:
     # Later deployments take over the arguments of the one before.
     details = {"record": record, "words": words}
     stale = any(word not in words for word in record.ours)
-    return Loader(NAME, (entry,), record.ours, record.dropped, words, "the deployment itself", stale, details)
+    return Loader(NAME, (entry,), record.ours, record.dropped, words, "the deployment itself", stale, details, quotes=False)
 
 
 def _kargs(host: Host) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def read(host: Host) -> Loader:
     entries = tuple(Entry(f"Proxmox VE, {name[8:]}", f"/boot/{name}", words) for name in reversed(kernels))
     details = {"record": record, "sources": [source], "tool": _tool(files)}
     stale = edited.stale(record, [source])
-    return Loader(NAME, entries, record.ours, record.dropped, words, source.path, stale, details)
+    return Loader(NAME, entries, record.ours, record.dropped, words, source.path, stale, details, quotes=False)
 
 
 def _running(files: Files) -> tuple[str, ...]:

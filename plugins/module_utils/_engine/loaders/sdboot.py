@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import cmdline
 from ..errors import EngineError
-from ..host import Files, Host
+from ..host import LEFTOVER, Files, Host
 from ..model import HOST, Action
 from . import bls, edited, uki
 from .common import Change, Entry, Loader, efi_variable, predict, secure_boot
@@ -44,6 +44,7 @@ def read(host: Host) -> Loader:
     leftovers: list[str] = []
     sources, entries = _type1(files, leftovers)
     images = [_image(files, path, leftovers) for path in _images(files)]
+    unfinished = [f"{folder}/{n}" for folder in _folders() for n in files.names(folder) if LEFTOVER.fullmatch(n)]
     entries += [_entry_of(files, image) for image in images]
     entries = sorted(entries, key=lambda entry: _natural(entry.kernel), reverse=True)
     seed = _seed(files, entries)
@@ -57,13 +58,14 @@ def read(host: Host) -> Loader:
         "images": images,
         "rebuilt": rebuilt,
         "leftovers": leftovers,
+        "unfinished": unfinished,
         "signing": uki.signing(files),
         "secure_boot": secure_boot(files),
-        "room": {root: files.free(root) for root in ROOTS},
+        "room": {root: _room(files, root, unfinished) for root in ROOTS},
         "addon": uki.addon(files, ROOTS),
         "stage": files.exists(uki.STAGE),
     }
-    stale = edited.stale(record, all_sources) or bool(leftovers) or _images_stale(record, images, rebuilt)
+    stale = edited.stale(record, all_sources) or bool(leftovers or unfinished) or _images_stale(record, images, rebuilt)
     return Loader(
         "uki" if images and not mine else NAME,
         tuple(entries),
@@ -75,6 +77,17 @@ def read(host: Host) -> Loader:
         details=details,
         warnings=_warnings(images, rebuilt),
     )
+
+
+def _folders() -> list[str]:
+    """Where we write on the partition."""
+    return [f"{root}/{folder}" for root in ROOTS for folder in ("loader/entries", "loader/addons", "EFI/Linux")]
+
+
+def _room(files: Files, root: str, unfinished: Sequence[str]) -> int | None:
+    """What will be free when the unfinished files of a run that was cut off are gone."""
+    free = files.free(root)
+    return None if free is None else free + sum(files.size(p) or 0 for p in unfinished if p.startswith(f"{root}/"))
 
 
 def _natural(text: str) -> list[Any]:
@@ -177,7 +190,7 @@ def _images_stale(record: Record, images: Sequence[uki.Image], rebuilt: bool) ->
 def steps(loader: Loader, change: Change) -> list[Action]:
     details = loader.details
     record: Record = details["record"]
-    finish = [_finish(path) for path in details["leftovers"]]
+    finish = [_remove(path) for path in details["unfinished"]] + [_finish(path) for path in details["leftovers"]]
     builds = _builds(loader, change) if details["rebuilt"] else _addons(loader, change)
     if builds and details["secure_boot"] and not details["signing"]:
         raise EngineError(
@@ -238,6 +251,15 @@ def _build(image: uki.Image, words: Sequence[str], change: Change) -> Action:
 
 def _clean() -> Action:
     return Action(kind="clean_uki", unit=HOST, text=f"remove {uki.STAGE}, where images were made", args={})
+
+
+def _remove(path: str) -> Action:
+    return Action(
+        kind="write_file",
+        unit=HOST,
+        text=f"remove {path}, the unfinished file of a run that was cut off",
+        args={"path": path, "text": None, "previous": None},
+    )
 
 
 def _finish(path: str) -> Action:

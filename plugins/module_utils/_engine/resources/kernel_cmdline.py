@@ -64,7 +64,7 @@ def check(wish: Wish, allow: Collection[str] = ()) -> list[Refusal]:
     for word in [*wish.present, *wish.exact]:
         if any(cmdline.says([word], pattern) for pattern in wish.absent):
             found.append(_bad(f"{word} is wished present and absent at once."))
-        danger = cmdline.DANGEROUS.get(word.partition("=")[0])
+        danger = cmdline.DANGEROUS.get(cmdline.parsed(word)[0])
         if danger and danger not in allow:
             found.append(Refusal("kernel command line", _unsafe(word), _by_name(danger), danger))
     for key in sorted({cmdline.key_of(w) for w in wish.exact} & {cmdline.key_of(w) for w in wish.present}):
@@ -93,6 +93,9 @@ def plan(state: Parameters, wish: Wish, allow: Collection[str] = ()) -> Plan:
     """What makes the next boot as wished, and whether that boot is needed."""
     loader = state.loader
     result = Plan(refusals=check(wish, allow), warnings=list(loader.warnings))
+    wish = _spelled(wish)
+    if not loader.quotes and any('"' in word for word in (*wish.present, *wish.exact)):
+        result.refusals.append(_no_quotes(loader))
     if not loader.normal:
         result.refusals.append(_no_entry(loader))
     if result.refusals:
@@ -105,6 +108,15 @@ def plan(state: Parameters, wish: Wish, allow: Collection[str] = ()) -> Plan:
         result.actions = find.steps(loader, change)
     result.reboot_reasons = [f"kernel command line: {text} needs a boot" for text in _waiting(state, wish, change)]
     return result
+
+
+def _spelled(wish: Wish) -> Wish:
+    return Wish(*(tuple(map(cmdline.spelled, words)) for words in (wish.present, wish.absent, wish.release, wish.exact)))
+
+
+def _no_quotes(loader: Loader) -> Refusal:
+    reason = f"{loader.name} is not known to keep a parameter with a blank together."
+    return Refusal("boot loader", reason, "Write such a parameter by hand, with its own tool; nothing was changed.")
 
 
 def _change(loader: Loader, wish: Wish) -> Change:
@@ -153,7 +165,7 @@ def _waiting(state: Parameters, wish: Wish, change: Change) -> list[str]:
 
 
 def _values(words: Sequence[str], key: str) -> list[str]:
-    return [word for word in words if cmdline.key_of(word) == key]
+    return [cmdline.spelled(word) for word in words if cmdline.key_of(word) == key]
 
 
 def _ours(loader: Loader, wish: Wish) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -176,15 +188,15 @@ def _ours(loader: Loader, wish: Wish) -> tuple[tuple[str, ...], tuple[str, ...]]
             continue
         ours.append(cmdline.merged(words, word, wish.absent))
         if cmdline.key_of(word) not in cmdline.REPEATED:
-            dropped.append(word.partition("=")[0])
+            dropped.append(cmdline.parsed(word)[0])
     for word in wish.exact:
         ours.append(word)
-        dropped += [key for key in (word.partition("=")[0],) if key not in dropped]
+        dropped += [key for key in (cmdline.parsed(word)[0],) if key not in dropped]
     for word in wish.absent:
         rest = cmdline.remaining(words, word, wish.absent)
         if rest and cmdline.key_of(word) not in map(cmdline.key_of, ours):
             ours.append(rest)
-            dropped.append(word.partition("=")[0])
+            dropped.append(cmdline.parsed(word)[0])
         dropped.append(word)
     return tuple(ours), tuple(dropped)
 

@@ -29,11 +29,25 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, RELEASE
 
 IMAGE = f"/boot/initrd.img-{RELEASE}"
-TOOLS = {"initramfs-tools": sim_modules.INITRAMFS_TOOLS, "dracut": sim_modules.DRACUT}
+TOOLS = {
+    "initramfs-tools": sim_modules.INITRAMFS_TOOLS,
+    "dracut": sim_modules.DRACUT,
+    "mkinitcpio": sim_modules.MKINITCPIO,
+}
 
 
 def refreshes(sim):
-    return [c for c in sim.commands if c[0] in ("update-initramfs", "dracut")]
+    return [c for c in sim.commands if c[0] in ("update-initramfs", "dracut", "mkinitcpio")]
+
+
+def with_tool(sim, tool):
+    """A host whose images are made by another tool."""
+    sim.initramfs_tool = TOOLS[tool]
+    if tool == "mkinitcpio":
+        sim.files[f"/lib/modules/{RELEASE}/pkgbase"] = "linux\n"
+        sim.images = {"/boot/initramfs-linux.img": {}, "/boot/initramfs-linux-fallback.img": {}}
+    sim._tree = None
+    return sim
 
 
 def early(address, **wish):
@@ -43,8 +57,7 @@ def early(address, **wish):
 @pytest.mark.parametrize("tool", TOOLS)
 def test_claimed_before_udev_and_given_back(tool):
     """One of two ports of the same ids: the other one keeps its driver all the way, which ids= could not do."""
-    sim = lab()
-    sim.initramfs_tool = TOOLS[tool]
+    sim = with_tool(lab(), tool)
     files = dict(sim.files)
     done = converged(sim, vfio=[early(PF1), early(EDU)])
     assert len(refreshes(sim)) == 1
@@ -62,7 +75,7 @@ def test_claimed_before_udev_and_given_back(tool):
     quiet(sim, vfio=[early(PF1), early(EDU)])
     converged(sim, vfio=[at(PF1, state="absent"), at(EDU, state="absent")])
     assert len(refreshes(sim)) == 2
-    assert sim.images[IMAGE] == {}
+    assert next(iter(sim.images.values())) == {}
     assert {p: t for p, t in sim.files.items() if p[:5] != "/run/"} == {p: t for p, t in files.items() if p[:5] != "/run/"}
     sim.reboot()
     assert sim.functions[PF1].driver == "igb" and sim.functions[EDU].override is None
@@ -175,7 +188,7 @@ def test_before_the_iommu_is_on():
 def test_no_tool_and_no_image():
     sim = lab()
     sim.initramfs_tool = ()
-    refused(sim, EDU, "no tool", "initramfs-tools, dracut", "Leave `early` out", vfio=[early(EDU)])
+    refused(sim, EDU, "no tool", "initramfs-tools, dracut, mkinitcpio", "Leave `early` out", vfio=[early(EDU)])
     sim = lab()
     sim.images.clear()
     refused(sim, EDU, "no initramfs of an installed kernel", vfio=[early(EDU)])
@@ -291,6 +304,31 @@ def test_the_script_answers_for_its_prerequisites(root):
                               env={"IOVIRT_ROOT": str(root)})
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not (root / "sys/bus/pci/devices/0000:21:00.0/driver_override").exists()
+
+
+@pytest.mark.parametrize("hooks", ["base udev block", "base systemd sd-vconsole"])
+def test_what_mkinitcpio_makes_of_our_hook(tmp_path, hooks):
+    """Its functions are doubles that say what they were called with; bash is real."""
+    files = initramfs.wanted("mkinitcpio", [initramfs.Claim("0000:21:00.0", "8086", "10c9", "1af4:1100", "vfio-pci")])
+    for path, (text, _mode) in files.items():
+        (tmp_path / path.rpartition("/")[2]).write_text(text)
+    doubles = "".join(f'{name}() {{ echo {name} "$@"; }}\n' for name in ("add_module", "add_binary", "add_file", "add_symlink", "add_runscript"))
+    script = f'{doubles}HOOKS=({hooks})\n. ./zz-iovirt.conf\necho "${{HOOKS[@]}}"\n. ./iovirt-vfio.build\nbuild\n'
+    (tmp_path / "iovirt-vfio.build").write_text(files["/etc/initcpio/install/iovirt-vfio"][0])
+    done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert said[0] == f"iovirt-vfio {hooks}"
+    assert "add_module vfio_pci?" in said and "add_file /etc/initcpio/iovirt-vfio.sh /usr/bin/iovirt-vfio 755" in said
+    assert ("add_runscript" in said) is ("udev" in hooks)
+    assert any(line.startswith("add_symlink /usr/lib/systemd/system/sysinit.target.wants/") for line in said) is ("systemd" in hooks)
+
+
+def test_of_two_tools_the_one_whose_images_are_there():
+    sim = with_tool(lab(), "mkinitcpio")
+    sim.initramfs_tool = (*sim_modules.DRACUT, *sim_modules.MKINITCPIO)
+    sim._tree = None
+    call(sim, vfio=[early(EDU)])
+    assert [c[0] for c in refreshes(sim)] == ["mkinitcpio"]
 
 
 def test_the_record_is_kept_with_the_wish():

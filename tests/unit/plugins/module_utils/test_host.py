@@ -91,11 +91,15 @@ def test_leftovers_of_a_crash_do_not_stop_the_next_run(files, tmp_path):
     (tmp_path / "etc").mkdir()
     (tmp_path / f"etc/x.iovirt-{os.getpid()}").write_text("half")
     (tmp_path / f"etc/link.iovirt-{os.getpid()}").symlink_to("nowhere")
+    # Of other runs too, or each cut would leave a file; what only looks alike is somebody's.
+    (tmp_path / "etc/x.iovirt-1").write_text("half")
+    (tmp_path / "etc/y.x.iovirt-1").write_text("of another file")
+    (tmp_path / "etc/x.iovirt-new").write_text("of grub-mkconfig")
     files.replace("/etc/x", "new")
     files.symlink("target", "/etc/link")
     assert (tmp_path / "etc/x").read_text() == "new"
     assert files.link("/etc/link") == "target"
-    assert sorted(os.listdir(tmp_path / "etc")) == ["link", "x"]
+    assert sorted(os.listdir(tmp_path / "etc")) == ["link", "x", "x.iovirt-new", "y.x.iovirt-1"]
 
 
 def test_a_leftover_that_is_a_link_is_not_followed(files, tmp_path):

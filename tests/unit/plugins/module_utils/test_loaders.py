@@ -447,6 +447,23 @@ def test_a_full_esp_is_said_before_anything_changes():
     assert sim.log == []
 
 
+def test_what_a_cut_off_write_left_is_removed_and_counts_as_room():
+    """An image that was half written, three of which would fill the partition."""
+    sim = sim_loaders.systemd_boot("uki")
+    start = files_of(sim)
+    left = [f"{ESP}/EFI/Linux/iovirt-{MACHINE}-{RELEASE}.efi.iovirt-812", f"{ESP}/EFI/Linux/{MACHINE}-{RELEASE}.efi.iovirt-9"]
+    for path in left:
+        sim.files[path] = "x" * (3 << 20)
+    sim._tree = None
+    sim.room[ESP] = 1000
+    done = settled(sim, present=["intel_iommu=on"])
+    assert not [path for path in sim.files if path in left]
+    assert f"remove {left[1]}, the unfinished file of a run that was cut off" in [a["text"] for a in done["actions"]]
+    sim.room.pop(ESP)
+    settled(sim, release=["intel_iommu"])
+    assert files_of(sim) == start
+
+
 def test_an_esp_that_gets_full_keeps_what_boots():
     sim = sim_loaders.systemd_boot()
     before = files_of(sim)
@@ -476,6 +493,27 @@ def test_what_is_mounted_read_only_is_said_before_anything_changes(mount):
     for check in (True, False):
         with pytest.raises(EngineError, match=f"{mount} is mounted read-only"):
             cmd(sim, check=check, present=["intel_iommu=on"])
+    assert sim.log == []
+
+
+def test_a_boot_that_is_mounted_read_only_stops_grub():
+    sim = lab(iommu=False)
+    sim.files["/proc/self/mountinfo"] += "41 29 254:17 / /boot ro,relatime shared:3 - ext4 /dev/vdb1 rw\n"
+    sim._tree = None
+    for check in (True, False):
+        with pytest.raises(EngineError, match="/boot is mounted read-only"):
+            cmd(sim, check=check, present=["isolcpus=2"])
+    assert sim.log == []
+
+
+@pytest.mark.parametrize("text", ["", "menuentry 'Debian, with Linux 6 (recovery mode)' {\n\tlinux /boot/vmlinuz-6 single\n}\n"])
+def test_a_grub_without_an_entry_that_starts_a_kernel(text):
+    sim = lab(iommu=False)
+    sim.replace(grub.CONFIG, text)
+    sim.log.clear()
+    for check in (True, False):
+        with pytest.raises(EngineError, match=r"no entry that starts a kernel.*update-grub"):
+            cmd(sim, check=check, present=["isolcpus=2"])
     assert sim.log == []
 
 
@@ -519,6 +557,27 @@ def test_a_broken_drop_in_of_another_is_named():
     before = files_of(sim)
     failure = cmd(sim, present=["isolcpus=2"])["failures"]["host"]
     assert "/etc/default/grub.d/50-theirs.cfg" in failure
+    assert files_of(sim) == before
+
+
+def test_a_grub_mkconfig_that_only_complains_has_succeeded():
+    sim = lab(iommu=False)
+    real = sim._mkconfig
+    sim._mkconfig = lambda path: (*real(path)[:2], "Warning: os-prober will not be executed\n")
+    settled(sim, present=["isolcpus=2"])
+    assert "isolcpus=2" in running(sim)
+
+
+def test_a_grub_mkconfig_that_succeeds_without_a_kernel_is_not_believed():
+    sim = lab(iommu=False)
+    before = files_of(sim)
+
+    def empty(path):
+        sim.replace(path, "# nothing found\n")
+        return 0, "", ""
+
+    sim._mkconfig = empty
+    assert "without any kernel" in cmd(sim, present=["isolcpus=2"])["failures"]["host"]
     assert files_of(sim) == before
 
 

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import modprobe
+from ansible_collections.iovirt.host.plugins.module_utils._engine import initramfs, modprobe
 from ansible_collections.iovirt.host.plugins.module_utils._engine.apply import apply
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_params
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import lab
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import RELEASE
 
 OURS = "/etc/modprobe.d/zz-iovirt-kvm_intel.conf"
 
@@ -155,6 +156,29 @@ def test_refusals():
     refused(sim, "is said by the kernel command line", nested="1")
     module.builtin, sim._tree = True, None
     refused(sim, "built into the running kernel", "kvm_intel.nested=1 on the kernel command line", nested="1")
+
+
+def test_an_initramfs_that_may_load_the_module_is_made_anew():
+    sim, module = kvm()
+    host, wishes = sim.host(), {"kvm_intel": {"nested": "1"}}
+    image = f"/boot/initrd.img-{RELEASE}"
+
+    def plan():
+        return modprobe.plan(modprobe.read(host, wishes), wishes, early=initramfs.read(host.files))
+
+    first = plan()
+    assert first.actions[0].text.endswith("; make the initramfs anew with initramfs-tools")
+    assert apply(host, first).failures == {}
+    assert sim.changes[image] > sim.changes[OURS] and not plan().actions
+    # Not for what changes nothing in the files.
+    module.params["nested"].mode, sim.modes["/sys/module/kvm_intel/parameters/nested"] = 0o644, 0o644
+    again = plan()
+    assert "initramfs" not in again.actions[0].text
+    before = dict(sim.files)
+    wishes["kvm_intel"]["ple_gap"] = "1"
+    sim.initramfs_breaks = True
+    assert "No space left" in apply(host, plan()).failures["host"]
+    assert sim.files == before
 
 
 def test_no_such_module():
