@@ -119,7 +119,7 @@ def macs(facts: Facts, wishes: Sequence[Wish]) -> list[Refusal]:
     holders: dict[str, str] = {n.mac: f"the host's port {n.name}" for n in facts.state.netdevs.values() if n.mac and n.kind != "tun"}
     for domain in facts.domains.values():
         if domain.name not in named:
-            holders.update({mac: f"the guest {domain.name}" for mac in _macs_of(domain)})
+            holders.update(dict.fromkeys(_macs_of(domain), f"the guest {domain.name}"))
     found = []
     for wish in wishes:
         domain = facts.domains.get(str(wish["name"]))

@@ -161,21 +161,30 @@ def _check_cpu(wish: Wish) -> Wrong:
             yield "cpu.topology has a part that is less than one.", "Each part is at least one."
         elif (most or vcpus) not in (None, product):
             yield f"cpu.topology makes {product} CPUs, and there are {most or vcpus} (vcpus_max, else vcpus).", "Let them agree."
+    yield from _check_pinning(cpu, most or vcpus)
+    yield from _check_tcg(cpu)
+
+
+def _check_pinning(cpu: Wish, count: int | None) -> Wrong:
     for number, pin in enumerate(cpu.get("pinning", ())):
         for key in ("vcpus", "cpus"):
             if cpus(pin[key]) is None:
                 yield f"cpu.pinning[{number}].{key} {pin[key]!r} is no list of CPUs.", "Write for example 0-3,8."
         pinned = cpus(pin["vcpus"])
-        if pinned and (most or vcpus) and max(pinned) >= (most or vcpus or 0):
-            yield f"cpu.pinning[{number}] names vCPU {max(pinned)}, and there are {most or vcpus}.", "vCPUs count from 0."
+        if pinned and count and max(pinned) >= count:
+            yield f"cpu.pinning[{number}] names vCPU {max(pinned)}, and there are {count}.", "vCPUs count from 0."
     if "emulator_cpus" in cpu and cpus(cpu["emulator_cpus"]) is None:
         yield f"cpu.emulator_cpus {cpu['emulator_cpus']!r} is no list of CPUs.", "Write for example 0-1."
-    if cpu.get("accel") == "tcg":
-        for key in ("nested", "kvmclock", "pv_eoi", "pv_spinlock", "hyperv"):
-            if cpu.get(key):
-                yield f"cpu.{key} is KVM's, and cpu.accel is tcg.", f"Leave cpu.{key} out, or take kvm."
-        if cpu.get("model") in ("host-passthrough", "host-model"):
-            yield f"cpu.model {cpu['model']} is KVM's, and cpu.accel is tcg.", "Take maximum, or a model by its name."
+
+
+def _check_tcg(cpu: Wish) -> Wrong:
+    if cpu.get("accel") != "tcg":
+        return
+    for key in ("nested", "kvmclock", "pv_eoi", "pv_spinlock", "hyperv"):
+        if cpu.get(key):
+            yield f"cpu.{key} is KVM's, and cpu.accel is tcg.", f"Leave cpu.{key} out, or take kvm."
+    if cpu.get("model") in ("host-passthrough", "host-model"):
+        yield f"cpu.model {cpu['model']} is KVM's, and cpu.accel is tcg.", "Take maximum, or a model by its name."
 
 
 def _check_memory(wish: Wish) -> Wrong:

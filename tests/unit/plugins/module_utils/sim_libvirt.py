@@ -219,15 +219,20 @@ def filled(root: Element) -> Element:
     if devices is None:
         devices = SubElement(root, "devices")
     for number, device in enumerate(devices):
-        if device.tag in ("interface", "hostdev", "video", "memballoon", "rng") and device.find("address") is None:
-            SubElement(device, "address", type="pci", domain="0x0000", bus=f"0x{number + 1:02x}", slot="0x00", function="0x0")
-        for address in device.iterfind("source/address"):
-            for key in ("domain", "bus", "slot", "function"):
-                if key in address.attrib:
-                    address.set(key, f"0x{int(address.get(key), 0):0{dict(domain=4, function=1).get(key, 2)}x}")
-        if device.tag == "interface" and device.find("mac") is None:
-            SubElement(device, "mac", address="52:54:00:ff:ff:ff")
+        _fill(device, number)
     for tag, attributes in (("input", {"type": "mouse", "bus": "ps2"}), ("memballoon", {"model": "virtio"}), ("audio", {"id": "1", "type": "none"})):
         if devices.find(tag) is None:
             SubElement(devices, tag, attributes)
     return root
+
+
+def _fill(device: Element, number: int) -> None:
+    """An address in the guest; a source's address in libvirt's own spelling; a MAC where there is none."""
+    if device.tag in ("interface", "hostdev", "video", "memballoon", "rng") and device.find("address") is None:
+        SubElement(device, "address", type="pci", domain="0x0000", bus=f"0x{number + 1:02x}", slot="0x00", function="0x0")
+    for address in device.iterfind("source/address"):
+        for key, digits in (("domain", 4), ("bus", 2), ("slot", 2), ("function", 1)):
+            if key in address.attrib:
+                address.set(key, f"0x{int(address.get(key), 0):0{digits}x}")
+    if device.tag == "interface" and device.find("mac") is None:
+        SubElement(device, "mac", address="52:54:00:ff:ff:ff")

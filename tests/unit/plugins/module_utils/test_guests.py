@@ -12,7 +12,14 @@ import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import seed
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests.facts import RECORD
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import guests_hosts, hosts
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.guests_hosts import VFS, converged, guest, quiet, refused, vf
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.guests_hosts import (
+    VFS,
+    converged,
+    guest,
+    quiet,
+    refused,
+    vf,
+)
 
 VIRTIO = {"model": "virtio", "bridge": "br0"}
 
