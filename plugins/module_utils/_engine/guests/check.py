@@ -122,8 +122,8 @@ def macs(facts: Facts, wishes: Sequence[Wish]) -> list[Refusal]:
             holders.update(dict.fromkeys(_macs_of(domain), f"the guest {domain.name}"))
     found = []
     for wish in wishes:
-        domain = facts.domains.get(str(wish["name"]))
-        own = _macs_of(domain) if domain else frozenset()
+        known = facts.domains.get(str(wish["name"]))
+        own = _macs_of(known) if known else frozenset()
         for number, item in enumerate(wish.get("network", ())):
             mac, who = item.get("mac"), f"network[{number}] of the guest {wish['name']}"
             if mac is None:

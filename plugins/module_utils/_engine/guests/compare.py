@@ -153,7 +153,7 @@ def _in_kib(number: str, unit: str) -> int:
     if unit in ("b", "bytes"):
         return int(number) // 1024
     if unit.upper() in ("KB", "MB", "GB", "TB"):
-        return int(number) * 1000 ** ("KMGT".index(unit[0].upper()) + 1) // 1024
+        return int(number) * int(1000 ** ("KMGT".index(unit[0].upper()) + 1)) // 1024
     return int(number) * (kib(f"1{unit[0]}") or 1)
 
 

@@ -99,7 +99,7 @@ def _hugepages(files: Files) -> Iterator[tuple[tuple[int | None, int], tuple[int
 
 
 def _named(wishes: Iterable[Wish]) -> set[str]:
-    found = set()
+    found: set[str] = set()
     for wish in wishes:
         boot = wish.get("boot", {})
         found.update(boot[key] for key in ("kernel", "initrd") if key in boot)
