@@ -261,7 +261,8 @@ def _give_up(facts: Facts, name: str, options: GuestOptions) -> GuestPlan:
             )
         )
     if entry is not None and entry.get("seed"):
-        args = {"path": entry["seed"], "data": "", "was": None}
+        was = _seed_of(entry)
+        args = {"path": entry["seed"], "was": was and _text(was)}
         result.actions.append(Action("remove_seed", name, f"remove its seed {entry['seed']}", args=args, before={"seed": entry["seed"]}))
     if entry is not None:
         args = {"name": name, "entry": None, "was": dict(entry)}
@@ -296,9 +297,18 @@ def _seed(facts: Facts, wish: Wish) -> list[Action]:
     name = str(wish["name"])
     if "seed" not in wish or name in facts.seeds:
         return []
-    path, data = seed.path_of(name), seed.image(wish)
-    args = {"path": path, "data": base64.b64encode(data).decode(), "was": None}
+    path, was = seed.path_of(name), _seed_of(facts.record.get(name))
+    args = {"path": path, "data": _text(seed.image(wish)), "was": was and _text(was)}
     return [Action("write_seed", name, f"write its cloud-init seed {path}", args=args, before={"seed": None}, after={"seed": digest(wish["seed"])})]
+
+
+def _seed_of(entry: Mapping[str, Any] | None) -> bytes | None:
+    """The seed that a record came to."""
+    return seed.image(entry["wish"]) if entry is not None and "seed" in entry["wish"] else None
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def digest(value: Any) -> str:

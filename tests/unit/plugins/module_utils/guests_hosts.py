@@ -38,6 +38,20 @@ class Host:
     def info(self) -> dict[str, Any]:
         return engine.guest_info(self.sim.host(libvirt=lambda: self.virt), None)
 
+    def with_images(self) -> None:
+        """qemu-img and mv, as far as they are used."""
+        files = self.sim.files
+
+        def make(_sim: Any, argv: list[str]) -> tuple[int, str, str]:
+            files[argv[-1] if argv[1] == "convert" else argv[-2]] = "image"
+            return 0, "", ""
+
+        def move(_sim: Any, argv: list[str]) -> tuple[int, str, str]:
+            files[argv[3]] = files.pop(argv[2])
+            return 0, "", ""
+
+        self.sim.tools.update({"qemu-img": make, "mv": move})
+
     def snapshot(self) -> Any:
         virt = self.virt
         documents = {kind: {n: compare.flatten(r) for n, r in table.items()} for kind, table in (("defined", virt.defined), ("live", virt.live))}

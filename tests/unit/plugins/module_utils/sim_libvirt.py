@@ -48,6 +48,10 @@ class SimLibvirt:
         if self.down:
             raise EngineError("libvirt does not answer at qemu:///system: Failed to connect socket. Start it, then run again; nothing was changed.")
         self.calls.append(f"{name} {what}".strip())
+        if name not in ("capabilities", "domains", "networks", "active"):
+            self.sim.log.append(("libvirt", name, what))
+            if self.sim._fails():
+                raise EngineError("libvirt answered: simulated failure.")
         if name in self.faults:
             raise EngineError(f"libvirt answered: {self.faults[name]}.")
 
@@ -218,11 +222,11 @@ def filled(root: Element) -> Element:
     devices = root.find("devices")
     if devices is None:
         devices = SubElement(root, "devices")
-    for number, device in enumerate(devices):
-        _fill(device, number)
     for tag, attributes in (("input", {"type": "mouse", "bus": "ps2"}), ("memballoon", {"model": "virtio"}), ("audio", {"id": "1", "type": "none"})):
         if devices.find(tag) is None:
             SubElement(devices, tag, attributes)
+    for number, device in enumerate(devices):
+        _fill(device, number)
     return root
 
 

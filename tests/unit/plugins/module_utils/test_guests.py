@@ -261,23 +261,8 @@ def test_a_seed_is_written_once_and_is_not_shown(host):
     assert seed.path_of("g1") not in host.sim.files
 
 
-def images(host):
-    """qemu-img and mv, as far as they are used."""
-    files = host.sim.files
-
-    def make(sim, argv):
-        files[argv[-1] if argv[1] == "convert" else argv[-2]] = "image"
-        return 0, "", ""
-
-    def move(sim, argv):
-        files[argv[3]] = files.pop(argv[2])
-        return 0, "", ""
-
-    host.sim.tools.update({"qemu-img": make, "mv": move})
-
-
 def test_an_image_is_made_once_and_never_written_again(host):
-    images(host)
+    host.with_images()
     wish = guest("g1", disks=[{"model": "virtio", "path": "/var/lib/a.qcow2", "size": "1G"}])
     done = converged(host, wish)
     assert texts(done)[0] == "make its image /var/lib/a.qcow2 (qcow2, 1G, empty)"
@@ -286,7 +271,7 @@ def test_an_image_is_made_once_and_never_written_again(host):
 
 
 def test_a_wrong_checksum_makes_nothing(host):
-    images(host)
+    host.with_images()
     host.sim.tools["python3"] = lambda sim, argv: (1, "", "its checksum is sha256:11 and not sha256:00")
     disk = {"model": "virtio", "path": "/var/lib/a.qcow2", "source": "https://example.org/a", "checksum": f"sha256:{'0' * 64}"}
     result = host.call(guest("g1", disks=[disk]))
