@@ -15,7 +15,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import 
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.guest import GuestOptions
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import hosts
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net, SimKernel
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_libvirt import SimLibvirt
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_domains import SimDomains
 
 #: VFs 0 to 2 of the first igb port of hosts.lab().
 VFS = ("0000:82:10.0", "0000:82:10.2", "0000:82:10.4")
@@ -26,7 +26,7 @@ class Host:
 
     def __init__(self, sim: SimKernel) -> None:
         self.sim = sim
-        self.virt = SimLibvirt(sim)
+        self.virt = SimDomains(sim)
         self.commands: list[list[str]] = []
 
     def call(self, *guests: dict[str, Any], check: bool = False, **options: Any) -> dict[str, Any]:

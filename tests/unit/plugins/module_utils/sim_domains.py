@@ -25,7 +25,7 @@ CAPABILITIES = """<capabilities><host><cpu><arch>x86_64</arch><model>EPYC</model
 DEFINED, RUNNING = "/etc/libvirt/qemu", "/run/libvirt/qemu"
 
 
-class SimLibvirt:
+class SimDomains:
     """The Connection protocol."""
 
     def __init__(self, sim: Any) -> None:
