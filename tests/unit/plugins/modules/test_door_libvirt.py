@@ -34,12 +34,12 @@ def without(monkeypatch):
 
 def test_it_runs_again_under_the_python_that_has_it(without):
     without("/usr/bin/python3")
-    with pytest.raises(Ended, match="^again under /usr/bin/python3$"):
+    with pytest.raises(Ended, match=r"^again under /usr/bin/python3$"):
         _door._libvirt(Module())
 
 
 @pytest.mark.parametrize(("elsewhere", "respawned"), [(None, False), ("/usr/bin/python3", True)])
 def test_without_any_it_says_what_to_install(without, elsewhere, respawned):
     without(elsewhere, respawned)
-    with pytest.raises(Ended, match="has no Python module libvirt. Install it"):
+    with pytest.raises(Ended, match=r"has no Python module libvirt\. Install it"):
         _door._libvirt(Module())
