@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common import respawn
 from ansible_collections.iovirt.host.plugins.module_utils import _engine
 
 #: The engine's copy on the host (boot.CURRENT and boot.PACKAGE, which are not imported yet).
@@ -81,7 +80,6 @@ if ".zip" in next(iter(_engine.__path__)):
 
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, spec  # noqa: E402
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError  # noqa: E402
-from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import virt  # noqa: E402
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host  # noqa: E402
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options  # noqa: E402
 
@@ -126,9 +124,12 @@ _OF_GUESTS = ("guest", "guest_info")
 _PYTHONS = ("/usr/libexec/platform-python", "/usr/bin/python3")
 
 
-def _libvirt(module: AnsibleModule) -> Callable[[], virt.Libvirt]:
+def _libvirt(module: AnsibleModule) -> Callable[[], Any]:
     """The connection, made when it is first asked for. python3-libvirt comes with the distribution and for its Python: where
     another one runs this, the module is run again under that."""
+    from ansible.module_utils.common import respawn
+    from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import virt
+
     try:
         libvirt = importlib.import_module("libvirt")
     except ImportError:
@@ -139,14 +140,7 @@ def _libvirt(module: AnsibleModule) -> Callable[[], virt.Libvirt]:
             msg="This host has no Python module libvirt. Install it (python3-libvirt; libvirt-python on Arch, python3-libvirt-python on "
             "SUSE), as the role kvm does; nothing was changed."
         )
-    made: list[virt.Libvirt] = []
-
-    def connection() -> virt.Libvirt:
-        if not made:
-            made.append(virt.Libvirt(libvirt))
-        return made[0]
-
-    return connection
+    return functools.cache(lambda: virt.Libvirt(libvirt))
 
 
 def devices(name: str) -> None:

@@ -10,8 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Any
 
 from ..errors import StateFileError
 from ..host import Files, Host
@@ -24,6 +23,9 @@ from .wish import Wish, cpus
 #: What the collection declared of guests. With it stands what each one was made, so that an operator's hand is told from ours.
 RECORD = "/etc/iovirt/guests.json"
 VERSION = 1
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 _NODES = "/sys/devices/system/node"
 _HUGEPAGES = "/sys/kernel/mm/hugepages"
@@ -51,6 +53,9 @@ class Facts:
 
 
 def read(host: Host, connection: Connection, state: State, wishes: Sequence[Wish]) -> Facts:
+    # Loading the parser takes a hundredth of a second; runs that change devices come here for the record alone.
+    from xml.etree import ElementTree
+
     files = host.files
     capabilities = ElementTree.fromstring(connection.capabilities())
     arch = capabilities.findtext("host/cpu/arch") or "x86_64"
@@ -71,7 +76,7 @@ def read(host: Host, connection: Connection, state: State, wishes: Sequence[Wish
     )
 
 
-def _types(capabilities: ElementTree.Element, arch: str) -> frozenset[str]:
+def _types(capabilities: Element, arch: str) -> frozenset[str]:
     found = capabilities.iterfind(f"guest/arch[@name='{arch}']/domain")
     return frozenset(kind for domain in found if (kind := domain.get("type")))
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible.module_utils.common import respawn
 from ansible_collections.iovirt.host.plugins.module_utils import _door
 
 
@@ -25,9 +26,9 @@ def without(monkeypatch):
 
     def arrange(elsewhere, respawned=False):
         monkeypatch.setattr(_door.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-        monkeypatch.setattr(_door.respawn, "has_respawned", lambda: respawned)
-        monkeypatch.setattr(_door.respawn, "probe_interpreters_for_module", lambda paths, name: elsewhere)
-        monkeypatch.setattr(_door.respawn, "respawn_module", lambda path: (_ for _ in ()).throw(Ended(f"again under {path}")))
+        monkeypatch.setattr(respawn, "has_respawned", lambda: respawned)
+        monkeypatch.setattr(respawn, "probe_interpreters_for_module", lambda paths, name: elsewhere)
+        monkeypatch.setattr(respawn, "respawn_module", lambda path: (_ for _ in ()).throw(Ended(f"again under {path}")))
 
     return arrange
 
