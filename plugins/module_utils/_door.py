@@ -130,6 +130,7 @@ def _libvirt(module: AnsibleModule) -> Callable[[], Any]:
     from ansible.module_utils.common import respawn
     from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import virt
 
+    libvirt: Any = None
     try:
         libvirt = importlib.import_module("libvirt")
     except ImportError:

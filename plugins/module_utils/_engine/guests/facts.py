@@ -20,12 +20,12 @@ from . import seed
 from .virt import Connection, Domain
 from .wish import Wish, cpus
 
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
 #: What the collection declared of guests. With it stands what each one was made, so that an operator's hand is told from ours.
 RECORD = "/etc/iovirt/guests.json"
 VERSION = 1
-
-if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
 
 _NODES = "/sys/devices/system/node"
 _HUGEPAGES = "/sys/kernel/mm/hugepages"
