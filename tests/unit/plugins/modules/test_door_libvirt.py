@@ -44,3 +44,15 @@ def test_without_any_it_says_what_to_install(without, elsewhere, respawned):
     without(elsewhere, respawned)
     with pytest.raises(Ended, match=r"has no Python module libvirt\. Install it"):
         _door._libvirt(Module())
+
+
+def test_the_connection_is_one(monkeypatch):
+    class Libvirt:
+        libvirtError = Exception
+
+        def registerErrorHandler(self, handler, context):
+            pass
+
+    monkeypatch.setattr(_door.importlib, "import_module", lambda name: Libvirt())
+    connection = _door._libvirt(Module())
+    assert connection() is connection()
