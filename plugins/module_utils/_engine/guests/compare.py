@@ -46,10 +46,19 @@ def parse(text: str) -> Element:
 
 
 def text_of(root: Element) -> str:
-    """For libvirt and for a diff."""
+    """For libvirt."""
     root = copy.deepcopy(root)
     indent(root)
     return tostring(root, encoding="unicode") + "\n"
+
+
+def shown(root: Element) -> str:
+    """For a diff, without the passwords of displays."""
+    root = copy.deepcopy(root)
+    for graphics in root.iter("graphics"):
+        if "passwd" in graphics.attrib:
+            graphics.set("passwd", "...")
+    return text_of(root)
 
 
 # --- Laid out flat ---------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def _give_up(facts: Facts, name: str, options: GuestOptions) -> GuestPlan:
                 unit=name,
                 text=f"undefine it{_gives_back(domain)}; its disks stay",
                 args={"name": name, "was": domain.inactive, "autostart": domain.autostart},
-                before={"xml": compare.text_of(compare.parse(domain.inactive))},
+                before={"xml": compare.shown(compare.parse(domain.inactive))},
                 after={"xml": None},
             )
         )
@@ -318,16 +318,16 @@ def digest(value: Any) -> str:
 
 def _define(name: str, wish: Wish, domain: Domain | None, wanted: Wanted, entry: Mapping[str, Any] | None) -> Action:
     have = compare.parse(domain.inactive) if domain else None
-    text = compare.text_of(compare.merged(have, wanted) if have is not None else wanted.root)
+    new = compare.merged(have, wanted) if have is not None else wanted.root
     before, after = _declared(entry["wish"] if entry else {}), _declared(_as_declared(wish))
     changed = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
     return Action(
         kind="define_guest",
         unit=name,
         text="change its definition" if domain else "define it",
-        args={"name": name, "xml": text, "was": domain.inactive if domain else None, "made": compare.flatten(wanted.root)},
-        before={**{key: before.get(key) for key in changed}, "xml": compare.text_of(have) if have is not None else None},
-        after={**{key: after.get(key) for key in changed}, "xml": text},
+        args={"name": name, "xml": compare.text_of(new), "was": domain.inactive if domain else None, "made": compare.flatten(wanted.root)},
+        before={**{key: before.get(key) for key in changed}, "xml": compare.shown(have) if have is not None else None},
+        after={**{key: after.get(key) for key in changed}, "xml": compare.shown(new)},
     )
 
 

@@ -246,6 +246,15 @@ def test_exclusive_gives_up_what_the_list_no_longer_names(host):
     assert RECORD not in host.sim.files
 
 
+def test_the_password_of_a_display_stays_and_is_not_shown(host):
+    wish = guest("g1", state="present", display={"model": "emulated"})
+    converged(host, wish)
+    edit(host, "g1", "devices/graphics", passwd="secret")
+    done = converged(host, {**wish, "memory": "512M"})
+    assert "secret" not in json.dumps(done) and host.virt.defined["g1"].find("devices/graphics").get("passwd") == "secret"
+    assert "secret" not in json.dumps(converged(host, guest("g1", state="absent")))
+
+
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from pathlib import Path
 
 import pytest
@@ -224,6 +226,26 @@ def test_no_vf_is_given_out_twice():
     assert wrong == [
         "network[0]: the pool p has no free VF; they are held by 0000:21:10.0: g0; 0000:21:10.1: g1; 0000:21:10.2: g2; 0000:21:10.3: g3."
     ]
+
+
+def test_any_list_in_any_order():
+    """Nothing twice, nobody moves without need, the order of the list moves nobody, nobody is refused while one is free."""
+    rng = random.Random(int(os.environ.get("IOVIRT_SEED", "7")))
+    for _round in range(300):
+        names = [f"g{n}" for n in range(rng.randint(1, 6))]
+        had = dict(zip(rng.sample(names, rng.randint(0, min(4, len(names)))), rng.sample([slot.address for slot in SLOTS], 4)))
+        strangers = {slot.address: ["process 1"] for slot in SLOTS if rng.random() < 0.2}
+        holders = {slot.address: [*strangers.get(slot.address, []), *[g for g, a in had.items() if a == slot.address]] for slot in SLOTS}
+        requests = [allocate.Request(name, 0, "p", had.get(name), rng.choice((None, None, 0, 1))) for name in names]
+        found, wrong = allocate.allocate({"p": SLOTS}, requests, holders, {})
+        assert len(set(found.values())) == len(found) and len(found) + len(wrong) == len(names)
+        assert not set(found.values()) & set(strangers)
+        for request in requests:
+            near = {slot.address for slot in SLOTS if request.node in (None, slot.node)}
+            if request.kept in near - set(strangers):
+                assert found[request.guest, 0] == request.kept
+            if (request.guest, 0) not in found:
+                assert near <= {*strangers, *found.values(), *(a for g, a in had.items() if g != request.guest)}
 
 
 def test_a_kept_vf_that_somebody_else_has_is_not_kept():
