@@ -22,6 +22,7 @@ from .xml import Wanted
 
 Flat = Mapping[str, str]
 
+_LABEL = re.compile(r"(?:\[[^\]]*\])?(?:#\d+)?$")
 _DEVICE = re.compile(r"devices/[^/@\[]+(?:\[[^\]]*\])?(?:#\d+)?")
 
 
@@ -102,7 +103,6 @@ _KEYS: Mapping[str, Callable[[Element], str]] = {
     "feature": _attribute("name"),
     "timer": _attribute("name"),
     "vcpupin": _attribute("vcpu"),
-    "boot": _attribute("dev"),
     "page": _attribute("nodeset"),
 }
 
@@ -216,15 +216,19 @@ def same(path: str, want: str, have: str | None) -> bool:
     return have == want
 
 
+def kind_of(path: str) -> str:
+    """'devices/interface' for 'devices/interface[52:54:00:00:00:01]'."""
+    return _LABEL.sub("", path)
+
+
 def _too_many(have: Flat, want: Flat, whole: frozenset[str]) -> list[str]:
-    """Devices of the kinds that the declaration names in full, and that it does not name."""
+    """What there is of the kinds that the declaration names in full, and that it does not name."""
     found = []
     for path in have:
-        kind = path.removeprefix("devices/").partition("[")[0].partition("#")[0]
-        if path.count("/") != 1 or "@" in path or not path.startswith("devices/") or kind not in whole or path in want:
+        if "@" in path or kind_of(path) not in whole or path in want:
             continue
-        # That there is no video, said by libvirt.
-        if kind == "video" and have.get(f"{path}/model@type") == "none":
+        # A CD is put in by whoever does; that there is no video libvirt says by a device.
+        if have.get(f"{path}@device") in ("cdrom", "floppy") or have.get(f"{path}/model@type") == "none":
             continue
         found.append(path)
     return found
@@ -296,6 +300,8 @@ def _exchange(parent: Element, old: Element, new: Element) -> None:
 
 
 def _remove(element: Element, path: str, gone: set[str]) -> None:
+    for name in [name for name in element.attrib if f"{path}@{name}" in gone]:
+        del element.attrib[name]
     for label, child in list(labelled(element)):
         below = f"{path}/{label}" if path else label
         if below in gone:

@@ -38,8 +38,8 @@ _SEED = {"q35": ("sata", "sdf"), "pc": ("ide", "hdd")}
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a declaration comes to. `absent`: paths (as compare.flatten has them) that must not be there. `whole`: kinds of devices of which the
-    declaration names all there are."""
+    """What a declaration comes to. `absent`: paths (as compare.flatten has them) that must not be there. `whole`: kinds ('devices/disk') of which
+    the declaration names all there are."""
 
     root: Element
     absent: frozenset[str] = frozenset()
@@ -49,12 +49,14 @@ class Wanted:
 @dataclass(frozen=True)
 class Around:
     """What the host adds to a declaration. `seed`: path of the seed. `ovs`: bridges of Open vSwitch. `fresh`: libvirt has no guest of this
-    name. `nested`: the processor's name for virtualization, 'svm' or 'vmx'. `vcpus_max`: how many there can be where the declaration does not say."""
+    name. `nested`: the processor's name for virtualization, 'svm' or 'vmx'. `vcpus_max`: how many there can be where the declaration does not say. `dropped`: whole functions that an earlier declaration named and this
+    one does not."""
 
     arch: str = "x86_64"
     fresh: bool = False
     machine: str = MACHINE
     nested: str = "vmx"
+    dropped: frozenset[str] = frozenset()
     seed: str = ""
     ovs: frozenset[str] = frozenset()
     vcpus_max: int | None = None
@@ -68,15 +70,15 @@ class _Made:
 
 def build(wish: Wish, around: Around) -> Wanted:
     """The domain that a declaration (wish.normal, wish.with_macs, VFs allocated) describes."""
-    made, cpu = _Made(), wish.get("cpu", {})
+    made, cpu = _Made(absent={f"devices/hostdev[{address}]" for address in around.dropped}), wish.get("cpu", {})
     accel = cpu.get("accel") or ("kvm" if around.fresh else None)
     root = Element("domain")
     _attributes(root, type={"kvm": "kvm", "tcg": "qemu"}.get(accel or ""))
     _sub(root, "name", wish["name"])
     _add_memory(root, wish, made)
-    _add_vcpus(root, wish, around)
+    _add_vcpus(root, wish, around, made)
     _add_numa(root, wish)
-    _add_os(root, wish, around)
+    _add_os(root, wish, around, made)
     _add_features(root, wish, around, made)
     _add_cpu(root, wish, around, accel or "kvm")
     _add_clock(root, wish, around)
@@ -84,7 +86,7 @@ def build(wish: Wish, around: Around) -> Wanted:
     _add_disks(devices, wish, around, made)
     _add_network(devices, wish, around, made)
     _add_display(devices, wish, made)
-    _add_others(devices, wish, around)
+    _add_others(devices, wish, around, made)
     if len(devices):
         root.append(devices)
     return Wanted(root, frozenset(made.absent), frozenset(made.whole))
@@ -131,7 +133,7 @@ def _add_memory(root: Element, wish: Wish, made: _Made) -> None:
         root.append(backing)
 
 
-def _add_vcpus(root: Element, wish: Wish, around: Around) -> None:
+def _add_vcpus(root: Element, wish: Wish, around: Around, made: _Made) -> None:
     vcpus = wish.get("vcpus") or (1 if around.fresh else None)
     most = wish.get("vcpus_max") or around.vcpus_max or vcpus
     if vcpus or wish.get("vcpus_max"):
@@ -139,6 +141,8 @@ def _add_vcpus(root: Element, wish: Wish, around: Around) -> None:
         _sub(root, "vcpu", most, placement="static" if around.fresh else None, current=now)
     cpu = wish.get("cpu", {})
     tune = Element("cputune")
+    if "pinning" in cpu:
+        made.whole.add("cputune/vcpupin")
     for pin in cpu.get("pinning", ()):
         for number in sorted(cpus(pin["vcpus"]) or ()):
             _sub(tune, "vcpupin", vcpu=number, cpuset=pin["cpus"])
@@ -153,7 +157,7 @@ def _add_numa(root: Element, wish: Wish) -> None:
         _sub(_sub(root, "numatune"), "memory", mode="strict", nodeset=wish["numa_node"])
 
 
-def _add_os(root: Element, wish: Wish, around: Around) -> None:
+def _add_os(root: Element, wish: Wish, around: Around, made: _Made) -> None:
     boot = wish.get("boot", {})
     uefi = boot.get("firmware") == "uefi"
     os = Element("os")
@@ -169,6 +173,10 @@ def _add_os(root: Element, wish: Wish, around: Around) -> None:
     for key, tag in (("kernel", "kernel"), ("initrd", "initrd"), ("cmdline", "cmdline")):
         if key in boot:
             _sub(os, tag, boot[key])
+    if boot.get("firmware") == "bios":
+        made.absent |= {"os@firmware", "os/firmware", "os/loader", "os/nvram"}
+    if "order" in boot:
+        made.whole.add("os/boot")
     for word in boot.get("order", ()):
         _sub(os, "boot", dev=_BOOT[word])
     if len(os) or os.attrib:
@@ -233,7 +241,7 @@ def _add_disks(devices: Element, wish: Wish, around: Around, made: _Made) -> Non
         _add_seed(devices, around)
     if "disks" not in wish:
         return
-    made.whole |= {"disk"}
+    made.whole |= {"devices/disk"}
     buses = {_BUS[item["model"]][0] for item in wish["disks"] if item["model"] != "nvme"}
     if "scsi" in buses:
         _sub(devices, "controller", type="scsi", index=0, model="virtio-scsi")
@@ -242,10 +250,10 @@ def _add_disks(devices: Element, wish: Wish, around: Around, made: _Made) -> Non
         if item["model"] == "nvme":
             _add_function(devices, item["address"])
         else:
-            _add_disk(devices, item, taken)
+            _add_disk(devices, item, taken, made)
 
 
-def _add_disk(devices: Element, item: Wish, taken: set[str]) -> None:
+def _add_disk(devices: Element, item: Wish, taken: set[str], made: _Made) -> None:
     bus, letters = _BUS[item["model"]]
     name = next(n for n in (letters + _letters(i) for i in range(len(taken) + 1)) if n not in taken)
     taken.add(name)
@@ -257,6 +265,8 @@ def _add_disk(devices: Element, item: Wish, taken: set[str]) -> None:
     _sub(disk, "target", dev=name, bus=bus)
     if item.get("readonly"):
         _sub(disk, "readonly")
+    elif "readonly" in item:
+        made.absent.add(f"devices/disk[{name}]/readonly")
     if "serial" in item:
         _sub(disk, "serial", item["serial"])
 
@@ -285,7 +295,7 @@ def _add_seed(devices: Element, around: Around) -> None:
 def _add_network(devices: Element, wish: Wish, around: Around, made: _Made) -> None:
     if "network" not in wish:
         return
-    made.whole |= {"interface"}
+    made.whole |= {"devices/interface"}
     for item in wish["network"]:
         _NETWORK[item["model"]](devices, item, around, made)
 
@@ -379,7 +389,7 @@ def _add_display(devices: Element, wish: Wish, made: _Made) -> None:
     display = wish.get("display")
     if not display:
         return
-    made.whole |= {"graphics", "video"}
+    made.whole |= {"devices/graphics", "devices/video"}
     if display["model"] == "emulated":
         _sub(devices, "graphics", type="vnc", port=-1, autoport="yes", listen=display.get("listen", "127.0.0.1"))
         _sub(_sub(devices, "video"), "model", type=display.get("video", "virtio"))
@@ -388,7 +398,7 @@ def _add_display(devices: Element, wish: Wish, made: _Made) -> None:
     # 'vgpu' and 'mdev' go here when there are those resources: <hostdev mode='subsystem' type='mdev'>.
 
 
-def _add_others(devices: Element, wish: Wish, around: Around) -> None:
+def _add_others(devices: Element, wish: Wish, around: Around, made: _Made) -> None:
     balloon = wish.get("balloon", {})
     if "enabled" in balloon or "free_page_reporting" in balloon:
         model = "none" if balloon.get("enabled") is False else "virtio"
@@ -396,6 +406,8 @@ def _add_others(devices: Element, wish: Wish, around: Around) -> None:
         _sub(devices, "memballoon", model=model, freePageReporting=reporting)
     if wish.get("boot", {}).get("tpm"):
         _sub(_sub(devices, "tpm", model="tpm-crb"), "backend", type="emulator", version="2.0")
+    elif "tpm" in wish.get("boot", {}):
+        made.absent.add("devices/tpm")
     if around.fresh or "console_log" in wish:
         serial = _sub(devices, "serial", type="pty")
         if "console_log" in wish:

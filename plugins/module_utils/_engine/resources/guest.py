@@ -161,6 +161,7 @@ def wanted_of(facts: Facts, wish: Wish) -> Wanted:
         seed=seed.path_of(name) if "seed" in wish else "",
         ovs=frozenset(n.name for n in facts.state.netdevs.values() if n.kind == "openvswitch"),
         vcpus_max=_vcpus_max(wish, have),
+        dropped=_dropped(facts.record.get(name), wish),
     )
     wanted = build(wish, around)
     current = wanted.root.find("currentMemory")
@@ -169,6 +170,20 @@ def wanted_of(facts: Facts, wish: Wish) -> Wanted:
         # Somebody gave it less by the balloon: memory is what it can have at most.
         wanted.root.remove(current)
     return wanted
+
+
+def _functions(entry: Mapping[str, Any] | None, wish: Wish) -> dict[str, str]:
+    """Whole functions -> the key of the declaration that names them, or named them last and is not spoken of any more."""
+    kept = {address: key for address, key in (entry or {}).get("functions", {}).items() if key not in wish}
+    for key in ("network", "disks", "display"):
+        items = [wish[key]] if key == "display" and key in wish else wish.get(key, ())
+        kept.update({item["address"]: key for item in items if item["model"] in ("passthrough", "nvme")})
+    return kept
+
+
+def _dropped(entry: Mapping[str, Any] | None, wish: Wish) -> frozenset[str]:
+    """The whole functions that the same key named before and does not any more."""
+    return frozenset((entry or {}).get("functions", ())) - frozenset(_functions(entry, wish))
 
 
 def _vcpus_max(wish: Wish, have: Mapping[str, str]) -> int | None:
@@ -358,7 +373,9 @@ def _record(wish: Wish, wanted: Wanted, entry: Mapping[str, Any] | None, options
     new = {
         "wish": _as_declared(wish),
         "made": made,
-        "absent": sorted(wanted.absent),
+        # A function that goes with this run is none that must never be there.
+        "absent": sorted(path for path in wanted.absent if compare.kind_of(path) != "devices/hostdev"),
+        "functions": _functions(entry, wish),
         "seed": seed.path_of(name) if "seed" in wish else (entry or {}).get("seed"),
     }
     if entry is not None and all(entry.get(key) == value for key, value in new.items()):
@@ -369,8 +386,9 @@ def _record(wish: Wish, wanted: Wanted, entry: Mapping[str, Any] | None, options
 
 
 def _still(path: str, wanted: Wanted) -> bool:
-    """Devices of kinds that are named in full are those of now."""
-    return path.removeprefix("devices/").partition("[")[0].partition("/")[0].partition("@")[0] not in wanted.whole
+    """Of kinds that are named in full, those of now are ours, and none that must not be there."""
+    owner = compare.owner(path)
+    return compare.kind_of(owner) not in wanted.whole and not wanted.absent.intersection((path, owner))
 
 
 def _start(name: str) -> Action:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -146,6 +147,26 @@ def test_what_qemu_can_change_is_changed_at_once(host):
     done = converged(host, guest("g1", VIRTIO, vcpus=2, vcpus_max=4))
     assert any(text.startswith("take the network device") for text in texts(done))
     assert host.vf(0)["driver"] == "igbvf"
+
+
+def test_a_function_that_is_no_longer_named_goes(host):
+    whole = {"model": "passthrough", "address": hosts.EDU}
+    converged(host, guest("g1", VIRTIO, whole, state="present", disks=[]))
+    # What the declaration does not speak of stays, also what was ours.
+    host.virt.defined["g1"].find("devices").append(copy.deepcopy(host.virt.defined["g1"].find("devices/hostdev")))
+    host.virt.defined["g1"].findall("devices/hostdev/source/address")[-1].set("slot", "0x1e")
+    converged(host, {"name": "g1", "state": "present", "disks": []})
+    done = converged(host, guest("g1", VIRTIO, state="present"))
+    assert texts(done)[0] == "change its definition"
+    assert [address.get("slot") for address in host.virt.defined["g1"].iterfind("devices/hostdev/source/address")] == ["0x1e"]
+
+
+def test_a_seed_stays_where_it_is_not_spoken_of(host):
+    host.with_images()
+    disks = [{"model": "virtio", "path": "/var/a.qcow2", "size": "1G"}]
+    converged(host, guest("g1", state="present", disks=disks, seed={}))
+    done = converged(host, guest("g1", state="present", disks=disks))
+    assert [action["action"] for action in done["actions"]] == ["record_guest"]
 
 
 def test_another_bridge_is_changed_at_once(host):

@@ -116,8 +116,12 @@ CHANGES = [
     ({"machine": "q35"}, []),
     ({"machine": "pc"}, ["os/type@machine is pc-q35-10.0 and not pc"]),
     ({"cpu": {"hyperv": False}}, ["features/hyperv is there"]),
-    ({"cpu": {"pinning": [{"vcpus": "0", "cpus": "0-1"}]}}, []),
-    ({"cpu": {"pinning": [{"vcpus": "1", "cpus": "1"}]}}, ["cputune/vcpupin[1]@cpuset is 0-1 and not 1"]),
+    ({"cpu": {"pinning": [{"vcpus": "0", "cpus": "0-1"}]}}, ["cputune/vcpupin[1] is there"]),
+    ({"cpu": {"pinning": [{"vcpus": "1", "cpus": "1"}]}}, ["cputune/vcpupin[1]@cpuset is 0-1 and not 1", "cputune/vcpupin[0] is there"]),
+    ({"cpu": {"pinning": []}}, ["cputune/vcpupin[0] is there", "cputune/vcpupin[1] is there"]),
+    ({"boot": {"order": ["cdrom", "disk"]}}, []),
+    ({"boot": {"order": ["disk"]}}, ["os/boot@dev is cdrom and not hd", "os/boot#2 is there"]),
+    ({"boot": {"firmware": "bios", "tpm": False}}, []),
     ({"display": {"model": "none"}}, ["devices/graphics[vnc] is there", "devices/video is there"]),
     ({"network": []}, ["devices/interface[52:54:00:d7:19:3c] is there", "devices/interface[52:54:00:ee:f0:f9] is there"]),
 ]
@@ -135,6 +139,13 @@ def test_what_differs_by_meaning(change, said):
     touched = {path for path in {*before, *after} if before.get(path) != after.get(path)}
     named = tuple(compare.owner(text.split(" is ")[0]) for text in said)
     assert all(path.startswith(named) for path in touched) if said else touched == set()
+
+
+def test_back_from_uefi():
+    root = compare.parse("<domain><name>g</name><os firmware='efi'><type>hvm</type><firmware/><loader>/x</loader><nvram>/y</nvram></os></domain>")
+    declaration = {"name": "g", "boot": {"firmware": "bios"}}
+    assert len(differences(root, declaration)) == 4
+    assert compare.flatten(compare.merged(root, wanted(declaration))) == {"os": "", "os/type": "hvm", "name": "g"}
 
 
 def test_another_kind_of_device_keeps_its_place_in_the_guest():
