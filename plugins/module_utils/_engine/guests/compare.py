@@ -260,8 +260,10 @@ def _merge(have: Element, want: Element, path: str) -> None:
         have.text = want.text
         if "unit" in want.attrib:
             have.set("unit", want.attrib["unit"])
-    if want.tag == "vcpu" and "current" not in want.attrib and "current" in have.attrib and wish["current"] != here["current"]:
-        del have.attrib["current"]
+    if want.tag == "vcpu" and wish["current"] == wish[""]:
+        have.attrib.pop("current", None)
+    elif want.tag == "vcpu":
+        have.set("current", wish["current"])
     present = dict(labelled(have))
     for label, child in labelled(want):
         below = f"{path}/{label}" if path else label

@@ -48,6 +48,8 @@ def change(name: str, wish: Wish, domain: Domain, wanted: Wanted) -> Change:
             result.actions.append(action)
         else:
             result.waiting += [difference.words() for difference in found[:3]]
+    # What goes first may be what comes: a VF under another MAC.
+    result.actions.sort(key=lambda action: action.kind != "detach_device")
     return result
 
 

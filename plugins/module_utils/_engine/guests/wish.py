@@ -113,6 +113,19 @@ def check_list(wishes: Sequence[Wish]) -> list[Refusal]:
     names = [wish.get("name") for wish in wishes]
     for name in sorted({str(name) for name in names if names.count(name) > 1}):
         found.append(_bad(name, "two declarations have this name.", "Give each guest a name of its own."))
+    return found + _named_twice([wish for wish in wishes if wish.get("state") != "absent"])
+
+
+def _named_twice(wishes: Sequence[Wish]) -> list[Refusal]:
+    """A function is one guest's."""
+    owners: dict[str, str] = {}
+    found = []
+    for wish in wishes:
+        for what, address in functions(wish):
+            here = f"{what} of the guest {wish['name']}"
+            other = owners.setdefault(address, here)
+            if other != here:
+                found.append(_bad(str(wish["name"]), f"{what} and {other} both name {address}.", "Only one of them can have it."))
     return found
 
 

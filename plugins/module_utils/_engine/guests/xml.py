@@ -49,7 +49,7 @@ class Wanted:
 @dataclass(frozen=True)
 class Around:
     """What the host adds to a declaration. `seed`: path of the seed. `ovs`: bridges of Open vSwitch. `fresh`: libvirt has no guest of this
-    name. `nested`: the processor's name for virtualization, 'svm' or 'vmx'. `vcpus_max`: how many there can be where the declaration does not say. `dropped`: whole functions that an earlier declaration named and this
+    name. `nested`: the processor's name for virtualization, 'svm' or 'vmx'. `vcpus`, `vcpus_max`: how many there are and can be where the declaration does not say. `dropped`: whole functions that an earlier declaration named and this
     one does not."""
 
     arch: str = "x86_64"
@@ -59,6 +59,7 @@ class Around:
     dropped: frozenset[str] = frozenset()
     seed: str = ""
     ovs: frozenset[str] = frozenset()
+    vcpus: int | None = None
     vcpus_max: int | None = None
 
 
@@ -135,8 +136,11 @@ def _add_memory(root: Element, wish: Wish, made: _Made) -> None:
 
 def _add_vcpus(root: Element, wish: Wish, around: Around, made: _Made) -> None:
     vcpus = wish.get("vcpus") or (1 if around.fresh else None)
+    if vcpus is None and "vcpus_max" in wish:
+        # Room for more is no wish for more.
+        vcpus = min(around.vcpus or wish["vcpus_max"], wish["vcpus_max"])
     most = wish.get("vcpus_max") or around.vcpus_max or vcpus
-    if vcpus or wish.get("vcpus_max"):
+    if vcpus:
         now = vcpus if vcpus != most else None
         _sub(root, "vcpu", most, placement="static" if around.fresh else None, current=now)
     cpu = wish.get("cpu", {})

@@ -135,9 +135,9 @@ def _node(facts: Facts, wish: Wish, number: int, item: Wish) -> tuple[int | None
 
 
 def _kept(facts: Facts, name: str, mac: str) -> str | None:
-    """The VF that the guest has under this MAC."""
+    """The VF that the guest has under this MAC; that of its next start, where it has another one now."""
     domain = facts.domains.get(name)
-    for text in (domain.live, domain.inactive) if domain else ():
+    for text in (domain.inactive, domain.live) if domain else ():
         for interface in compare.parse(text).iterfind("devices/interface[@type='hostdev']") if text else ():
             found = interface.find("mac")
             if found is not None and found.get("address", "").lower() == mac:
@@ -160,6 +160,7 @@ def wanted_of(facts: Facts, wish: Wish) -> Wanted:
         nested=_NESTED.get(facts.vendor, "vmx"),
         seed=seed.path_of(name) if "seed" in wish else "",
         ovs=frozenset(n.name for n in facts.state.netdevs.values() if n.kind == "openvswitch"),
+        vcpus=int(have["vcpu@current"]) if "vcpu" in have else None,
         vcpus_max=_vcpus_max(wish, have),
         dropped=_dropped(facts.record.get(name), wish),
     )

@@ -96,7 +96,7 @@ def converged(host: Host, *guests: dict[str, Any], **options: Any) -> dict[str, 
     announced = host.call(*guests, check=True, **options)
     assert host.snapshot() == before
     done = host.call(*guests, **options)
-    assert done["failures"] == {}
+    assert done["failures"] == {}, done["failures"]
     for key in ("actions", "diff", "changed", "restart_required", "restart_reasons"):
         assert done[key] == announced[key], key
     quiet(host, *guests, **options)
@@ -107,7 +107,7 @@ def quiet(host: Host, *guests: dict[str, Any], **options: Any) -> dict[str, Any]
     before = host.snapshot()
     for check in (True, False):
         result = host.call(*guests, check=check, **options)
-        assert [action["text"] for action in result["actions"]] == []
+        assert result["actions"] == [], (guests, [(a["text"], a["before"], a["after"]) for a in result["actions"]])
         assert result["changed"] is False
     assert host.snapshot() == before
     return result

@@ -415,6 +415,11 @@ def test_two_guests_with_one_mac(host):
     refused(host, guest("b", one), says="the guest a would both have the MAC")
 
 
+def test_one_function_for_two_guests(host):
+    whole = {"model": "passthrough", "address": hosts.EDU}
+    refused(host, guest("a", whole), guest("b", whole), says=f"network[0] and network[0] of the guest a both name {hosts.EDU}")
+
+
 def test_two_declarations_of_one_guest(host):
     refused(host, guest("a"), guest("a"), says="two declarations have this name")
 
