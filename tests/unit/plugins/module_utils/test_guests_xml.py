@@ -181,9 +181,19 @@ def running(name, **more):
 
 
 def test_a_running_guest_as_declared_needs_nothing():
-    declaration = {key: value for key, value in EVERY.items() if key != "boot"}
-    change = live.change("every", declaration, running("every-defined"), wanted(declaration))
+    """The guest of the lab test, as it ran: with names of the host's ends, drivers, aliases."""
+    network = [
+        {**EVERY["network"][0], "bridge": "br-guests"},
+        *EVERY["network"][1:3],
+        {"model": "sriov", "address": "0000:21:10.0", "mac": "52:54:00:09:00:04", "rom": False},
+        {"model": "sriov", "address": "0000:21:10.2", "vlan": 100, "mac": "52:54:00:09:00:05", "rom": False},
+    ]
+    declaration = {**{key: EVERY[key] for key in ("name", "vcpus", "vcpus_max", "memory", "display", "console_log")}, "network": network}
+    change = live.change("every", declaration, running("every-running"), wanted(declaration))
     assert change.actions == [] and change.waiting == []
+    # One thing otherwise is one thing found.
+    change = live.change("every", declaration, running("every-running"), wanted({**declaration, "network": network[:4]}))
+    assert [action.kind for action in change.actions] == ["detach_device"] and change.waiting == []
 
 
 def test_what_waits_and_what_does_not():
