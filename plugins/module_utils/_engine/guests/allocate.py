@@ -107,7 +107,7 @@ def _fits(slot: Slot, request: Request) -> bool:
 def _others(address: str, request: Request, holders: Mapping[str, Sequence[str]], claimed: Mapping[str, str]) -> list[str]:
     """Who has it that is not this guest, and this guest where another of its network devices has it."""
     found = [who for who in holders.get(address, ()) if who != request.guest]
-    return found + ([claimed[address]] if address in claimed else [])
+    return list(dict.fromkeys([*found, *([claimed[address]] if address in claimed else [])]))
 
 
 def _no_pool(request: Request, known: Mapping[str, Sequence[Slot]]) -> Refusal:

@@ -269,6 +269,12 @@ def test_any_list_in_any_order():
                 assert near <= {*strangers, *found.values(), *(a for g, a in had.items() if g != request.guest)}
 
 
+def test_a_holder_is_named_once():
+    requests = [allocate.Request("a", 0, "p", kept="0000:21:10.0"), allocate.Request("b", 0, "p")]
+    wrong = given(requests, {"0000:21:10.0": ["a"]}, slots=SLOTS[:1])[1]
+    assert wrong == ["network[0]: the pool p has no free VF; they are held by 0000:21:10.0: a."]
+
+
 def test_a_kept_vf_that_somebody_else_has_is_not_kept():
     request = allocate.Request("a", 0, "p", kept="0000:21:10.0")
     assert given([request], {"0000:21:10.0": ["a", "process 7 (qemu)"]}) == ({"a": "1"}, [])
