@@ -251,7 +251,10 @@ def pinned_memory(facts: Facts, wishes: Iterable[Wish]) -> list[Refusal]:
             names.append(str(wish["name"]))
     if len(names) < 2 or not facts.memory or total <= facts.memory:
         return []
-    reason = f"the guests {', '.join(names)} have functions or locked memory, so theirs is pinned: {total // 1024} MiB in all, and this host has {facts.memory // 1024}."
+    reason = (
+        f"the guests {', '.join(names)} have functions or locked memory, so theirs is pinned: {total // 1024} MiB in all, "
+        f"and this host has {facts.memory // 1024}."
+    )
     return [Refusal(names[-1], reason, "Lower memory, or run fewer of them; nothing was changed.")]
 
 

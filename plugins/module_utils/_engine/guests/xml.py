@@ -48,9 +48,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Around:
-    """What the host adds to a declaration. `seed`: path of the seed. `ovs`: bridges of Open vSwitch. `fresh`: libvirt has no guest of this
-    name. `nested`: the processor's name for virtualization, 'svm' or 'vmx'. `vcpus`, `vcpus_max`: how many there are and can be where the declaration does not say. `dropped`: whole functions that an earlier declaration named and this
-    one does not."""
+    """What the host adds to a declaration.
+
+    `fresh`: libvirt has no guest of this name. `nested`: the processor's name for virtualization, 'svm' or 'vmx'. `dropped`: whole functions
+    that an earlier declaration named and this one does not. `seed`: path of the seed. `ovs`: bridges of Open vSwitch. `vcpus`, `vcpus_max`: how
+    many there are and can be, where the declaration does not say."""
 
     arch: str = "x86_64"
     fresh: bool = False

@@ -20,7 +20,7 @@ from ..guests.facts import RECORD, Facts
 from ..guests.virt import Domain
 from ..guests.wish import Wish, check_list, cpus, kib, normal, with_macs
 from ..guests.xml import Around, Wanted, build
-from ..model import PREDICTED, Action, Plan, Refusal
+from ..model import CERTAIN, PREDICTED, Action, Plan, Refusal
 from ..plain import dataclass
 from . import common
 
@@ -305,7 +305,9 @@ def _images(facts: Facts, wish: Wish) -> list[Action]:
         kind = item.get("format", "qcow2")
         text = f"make its image {path} ({kind}{f', {size}' if size else ''}{f', from {source}' if source else ', empty'})"
         args = {"path": path, "format": kind, "source": source, "checksum": item.get("checksum"), "size": (kib(size) or 0) * 1024 if size else None}
-        found.append(Action("create_image", str(wish["name"]), text, PREDICTED if source else "certain", args, {f"image {path}": None}, {f"image {path}": kind}))
+        certainty = PREDICTED if source else CERTAIN
+        what = f"image {path}"
+        found.append(Action("create_image", str(wish["name"]), text, certainty, args, {what: None}, {what: kind}))
     return found
 
 

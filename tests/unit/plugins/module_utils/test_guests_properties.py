@@ -38,7 +38,10 @@ KEYS = {
     "vcpus": [1, 2, 3],
     "vcpus_max": [4],
     "numa_node": [0, 1],
-    "cpu": [{"hyperv": True}, {"hyperv": False}, {"model": "EPYC"}, {"model": "host-model", "nested": True}, {"pinning": [{"vcpus": "0", "cpus": "1"}]}, {"pinning": []}],
+    "cpu": [
+        {"hyperv": True}, {"hyperv": False}, {"model": "EPYC"}, {"model": "host-model", "nested": True},
+        {"pinning": [{"vcpus": "0", "cpus": "1"}]}, {"pinning": []},
+    ],
     "memory": ["128M", "256M"],
     "locked": [True, False],
     "ksm": [True, False],
