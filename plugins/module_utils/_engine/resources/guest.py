@@ -203,6 +203,9 @@ def _take(facts: Facts, wish: dict[str, Any], options: GuestOptions, result: Gue
     hand = [difference for difference in found if _by_hand(difference, entry)]
     if hand and common.refuse_all(result, _drift(name, hand, entry, options)):
         return
+    if domain and domain.saved and found:
+        result.refusals.append(_saved(name, "and it would go on from there as it was defined then"))
+        return
     actions = _images(facts, wish) + _seed(facts, wish)
     if have is None or found:
         actions.append(_define(name, wish, domain, wanted, entry))
@@ -260,8 +263,7 @@ def _give_up(facts: Facts, name: str, options: GuestOptions) -> GuestPlan:
     result = GuestPlan()
     domain, entry = facts.domains.get(name), facts.record.get(name)
     if domain and domain.saved:
-        reason = "its memory was saved to disk (managedsave), and that would be lost."
-        result.refusals.append(Refusal(name, reason, f"Start it, or let it go: virsh managedsave-remove {name}. Nothing was changed."))
+        result.refusals.append(_saved(name, "and that would be lost"))
         return result
     if domain and domain.active:
         result.actions.append(_stop(name, options))
@@ -284,6 +286,12 @@ def _give_up(facts: Facts, name: str, options: GuestOptions) -> GuestPlan:
         args = {"name": name, "entry": None, "was": dict(entry)}
         result.actions.append(Action("record_guest", name, f"forget it in {RECORD}", args=args, before={"declared": True}, after={"declared": False}))
     return result
+
+
+def _saved(name: str, why: str) -> Refusal:
+    """virDomainCreate goes on from there, with the definition of then."""
+    reason = f"its memory was saved to disk (managedsave), {why}."
+    return Refusal(name, reason, f"Start it, or let it go: virsh managedsave-remove {name}. Nothing was changed.")
 
 
 def _gives_back(domain: Domain) -> str:

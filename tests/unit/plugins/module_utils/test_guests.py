@@ -431,4 +431,6 @@ def test_a_new_guest_without_memory(host):
 def test_a_saved_guest_is_not_thrown_away(host):
     converged(host, guest("g1", state="stopped"))
     host.virt.saved.add("g1")
-    refused(host, guest("g1", state="absent"), says="its memory was saved to disk")
+    refused(host, guest("g1", state="absent"), says="its memory was saved to disk (managedsave), and that would be lost")
+    refused(host, guest("g1", memory="512M"), says="it would go on from there as it was defined then")
+    converged(host, guest("g1"))
