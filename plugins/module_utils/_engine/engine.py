@@ -380,7 +380,7 @@ def guests(host: Host, wishes: Sequence[Mapping[str, Any]], options: GuestOption
     from .resources import guest
 
     wishes = guest.normalized(wishes)
-    with _turn(host, call):
+    with turn(host, call):
         found = facts.read(host, _libvirt(host), read.read_state(host, Needs()), wishes)
         plan = guest.plan(found, wishes, options)
         if any(action.kind in guest.TAKING for action in plan.actions) and not plan.refusals:

@@ -185,6 +185,7 @@ def assignments(facts: Facts, wish: Wish, held: Mapping[str, Sequence[str]], all
     state = _without_own(facts.state, name)
     found: list[Refusal] = []
     pinned = functions(wish)
+    state = _foreseen(state, [address for _what, address in pinned])
     for what, address in pinned:
         function = state.functions.get(address)
         if function is None:
@@ -195,15 +196,22 @@ def assignments(facts: Facts, wish: Wish, held: Mapping[str, Sequence[str]], all
             reason = f"{what}: {address} is in use by {', '.join(f'the guest {o}' if o in facts.domains else o for o in others)}."
             found.append(Refusal(name, reason, "Take it from there first, or name another one; nothing was changed."))
         elif address not in running_with(domain):
-            found += _usable(state, name, what, function, [a for _w, a in pinned], allow)
+            found += _usable(state, name, what, function, allow)
     return found
 
 
-def _usable(state: State, name: str, what: str, function: Function, going: Sequence[str], allow: Collection[str]) -> list[Refusal]:
+def _foreseen(state: State, addresses: Sequence[str]) -> State:
+    """With all that the guest takes at once: none of it stands in another one's way."""
+    taken = [state.functions[address] for address in addresses if address in state.functions]
+    going = frozenset(name for function in taken for name in function.netdevs)
+    return replace(state, going=going, becoming={function.address: "vfio-pci" for function in taken})
+
+
+def _usable(state: State, name: str, what: str, function: Function, allow: Collection[str]) -> list[Refusal]:
     reason = _unfit(state, function)
     if reason:
         return [Refusal(name, f"{what}: {function.address} {reason[0]}", f"{reason[1]} Nothing was changed.")]
-    dangers = guards.before_assignment(state, function, going) + guards.before_unbind(state, function, going)
+    dangers = guards.before_assignment(state, function) + guards.before_unbind(state, function)
     return [
         replace(danger, device=name, reason=f"{what}: {function.address}: {danger.reason}")
         for danger in dangers
