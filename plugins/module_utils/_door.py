@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -87,8 +88,9 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.comm
 def _packed() -> tuple[Any, ...]:
     """Not called: what is named here is put into the module's payload, from which the copy for the boot replay is made."""
     from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, replay
+    from ansible_collections.iovirt.host.plugins.module_utils._engine.resources import guest
 
-    return cli, replay
+    return cli, replay, guest
 
 
 def create_module(name: str) -> AnsibleModule:
@@ -101,8 +103,11 @@ def run(name: str, call: Callable[[AnsibleModule, Host, engine.Call], Mapping[st
     module = create_module(name)
     if os.geteuid() != 0 and not name.endswith("_info"):
         module.fail_json(msg="It needs root, in check mode too: guards see a part of the host only. Set become: true.")
+    host = _host(module)
+    if name in _OF_GUESTS:
+        host.libvirt = _libvirt(module)
     try:
-        result = call(module, _host(module), engine.Call(check=module.check_mode, who=f"Ansible module {name}"))
+        result = call(module, host, engine.Call(check=module.check_mode, who=f"Ansible module {name}"))
     except EngineError as error:
         module.fail_json(msg=str(error))
     result = dict(result)
@@ -111,6 +116,33 @@ def run(name: str, call: Callable[[AnsibleModule, Host, engine.Call], Mapping[st
     if result.get("failures"):
         module.fail_json(msg="\n".join(result["failures"].values()), **result)
     module.exit_json(**result)
+
+
+#: Modules that speak to libvirt.
+_OF_GUESTS = ("guest", "guest_info")
+
+#: Where distributions have the Python that their python3-libvirt is for.
+_PYTHONS = ("/usr/libexec/platform-python", "/usr/bin/python3")
+
+
+def _libvirt(module: AnsibleModule) -> Callable[[], Any]:
+    """The connection, made when it is first asked for. python3-libvirt comes with the distribution and for its Python: where
+    another one runs this, the module is run again under that."""
+    from ansible.module_utils.common import respawn
+    from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import virt
+
+    libvirt: Any = None
+    try:
+        libvirt = importlib.import_module("libvirt")
+    except ImportError:
+        python = None if respawn.has_respawned() else respawn.probe_interpreters_for_module(_PYTHONS, "libvirt")
+        if python:
+            respawn.respawn_module(python)
+        module.fail_json(
+            msg="This host has no Python module libvirt. Install it (python3-libvirt; libvirt-python on Arch, python3-libvirt-python on "
+            "SUSE), as the role kvm does; nothing was changed."
+        )
+    return functools.cache(lambda: virt.Libvirt(libvirt))
 
 
 def devices(name: str) -> None:

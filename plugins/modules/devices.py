@@ -491,8 +491,7 @@ options:
             required: true
           pool:
             description:
-              - A name for what these VFs are there for. It is kept with the wish on the host, for those who take VFs from
-                there.
+              - The pool that guests are given these VFs from (M(iovirt.host.guest)). It may span devices.
             type: str
   vfio:
     description:

@@ -29,6 +29,7 @@ from . import (
     sysfs,
 )
 from .errors import EngineError, explain
+from .guests import steps as guest
 from .host import Host
 from .kvm import daemons, hugepages, ksm, objects, users
 from .loaders import bls, edited, grub, ostree, proxmox, uki
@@ -719,6 +720,20 @@ TABLE: Mapping[str, Step] = {
     "proxmox_refresh": Step(proxmox.refresh, proxmox.undo_refresh),
     "ostree_kargs": Step(ostree.set_kargs, ostree.undo_kargs),
     "set_module_options": Step(modprobe.set_options, modprobe.undo_options),
+    "create_image": Step(guest.create_image, guest.undo_create_image),
+    "write_seed": Step(guest.write_seed, guest.undo_write_seed),
+    "remove_seed": Step(guest.remove_seed, guest.undo_write_seed),
+    "define_guest": Step(guest.define, guest.undo_define),
+    "undefine_guest": Step(guest.undefine, guest.undo_undefine),
+    "set_guest_autostart": Step(guest.set_autostart, guest.undo_autostart),
+    "record_guest": Step(guest.record, guest.undo_record),
+    "start_guest": Step(guest.start, guest.undo_start),
+    "stop_guest": Step(guest.stop, guest.undo_stop),
+    "attach_device": Step(guest.attach, guest.undo_attach),
+    "detach_device": Step(guest.detach, guest.undo_detach),
+    "update_device": Step(guest.update, guest.undo_update),
+    "set_guest_vcpus": Step(guest.set_vcpus, guest.undo_vcpus),
+    "set_guest_memory": Step(guest.set_memory, guest.undo_memory),
     "install_replay": Step(boot.install, boot.undo_install),
     "write_rules": Step(boot.write_rules, boot.undo_rules),
     "remove_replay": Step(boot.remove, boot.undo_remove),

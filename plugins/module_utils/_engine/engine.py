@@ -25,6 +25,7 @@ from .resources.common import Options
 # (docs/dev/benchmarks.md).
 if TYPE_CHECKING:
     from .resources import iommu, kernel_cmdline
+    from .resources.guest import GuestOptions
 
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
 RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio}
@@ -408,3 +409,44 @@ def iommu_info(host: Host) -> dict[str, Any]:
     state = read.read_state(host, Needs())
     state = replace(state, iommu=read.read_iommu(host.files, reserved=True))
     return {"changed": False, "iommu": iommu.info(state.iommu), "devices": assignable.devices(state)}
+
+
+def guests(host: Host, wishes: Sequence[Mapping[str, Any]], options: GuestOptions, call: Call) -> dict[str, Any]:
+    """Make all guests as declared, in one reading, one plan and one go."""
+    from .guests import facts
+    from .resources import guest
+
+    wishes = guest.normalized(wishes)
+    with turn(host, call):
+        found = facts.read(host, _libvirt(host), read.read_state(host, Needs()), wishes)
+        plan = guest.plan(found, wishes, options)
+        if any(action.kind in guest.TAKING for action in plan.actions) and not plan.refusals:
+            # Only now is it worth looking into every process of the host: somebody else may have a function.
+            from . import users
+
+            found = replace(found, state=users.look(host, found.state))
+            plan = guest.plan(found, wishes, options)
+        _raise_refusals(plan.refusals)
+        outcome = _apply(host, plan) if not call.check and plan.doable else Outcome()
+        if outcome.done or outcome.failures:
+            found = facts.read(host, _libvirt(host), found.state, wishes)
+    return {
+        **report.result(plan, outcome, {"guests": guest.info(found)}),
+        "restart_required": bool(plan.restarts),
+        "restart_reasons": plan.restarts,
+    }
+
+
+def guest_info(host: Host, names: Sequence[str] | None) -> dict[str, Any]:
+    """The guests of a host: what was declared, as input for the module, and what libvirt says of all of them."""
+    from .guests import facts
+    from .resources import guest
+
+    found = facts.read(host, _libvirt(host), read.read_state(host, Needs()), [])
+    return {"changed": False, **guest.facts_of(found, names)}
+
+
+def _libvirt(host: Host) -> Any:
+    if host.libvirt is None:
+        raise EngineError("internal: no connection to libvirt was handed in.")
+    return host.libvirt()

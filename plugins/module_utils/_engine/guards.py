@@ -172,6 +172,11 @@ def ruled_by_others(state: State, function: Function, *what: str, vf: Function |
     return found
 
 
+def is_ruled_by_user(state: State, function: Function) -> bool:
+    """Has a guest the function whose keeper puts driver, MAC and VLAN back when it ends?"""
+    return any(user.rules and not user.idle for user in (state.users or {}).get(function.address, ()))
+
+
 def before_assignment(state: State, function: Function, driver: str | None = "vfio-pci") -> list[Refusal]:
     """What stands against giving a function to a guest, or (with a driver of the host) back to the host: siblings in its
     IOMMU group that are on the other side, and stay there."""

@@ -57,6 +57,7 @@ class Files(Protocol):
     def ask_kvm(self, path: str, limit: float) -> dict[str, Any] | None: ...
     def write(self, path: str, data: str, limit: float | None = None) -> None: ...
     def replace(self, path: str, text: str, mode: int = 0o644) -> None: ...
+    def replace_data(self, path: str, data: bytes, mode: int = 0o644) -> None: ...
     def copy(self, source: str, path: str, mode: int = 0o644) -> None: ...
     def remove(self, path: str) -> None: ...
     def symlink(self, target: str, path: str) -> None: ...
@@ -187,6 +188,10 @@ class FileSystem:
     def replace(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file so that after a crash either the old or the new content is there, never half of one."""
         self._put(path, text.encode(), mode)
+
+    def replace_data(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """Like replace, with bytes."""
+        self._put(path, data, mode)
 
     def copy(self, source: str, path: str, mode: int = 0o644) -> None:
         """Like replace, with the bytes of another file."""
@@ -432,6 +437,8 @@ class Host:
     sources: Callable[[], Mapping[str, str]] | None = None
     #: The Python that the installed copy runs under.
     python: str = "/usr/bin/python3"
+    #: The connection to libvirt (guests/virt.py), made when it is first asked for; None where nobody speaks of guests.
+    libvirt: Callable[[], Any] | None = None
 
     def wait(self, ready: Callable[[], bool], limit: float) -> bool:
         """Poll until ready or until limit seconds have passed; the last answer."""

@@ -41,7 +41,8 @@ def guests(files: Files, state: State) -> Iterator[tuple[str, User]]:
 
 def _users(domain: Element, state: State, how: str, idle: bool) -> Iterator[tuple[str, User]]:
     who = f"the guest {_name(domain)} (libvirt; {how})"
-    yield from ((address, User(who, idle)) for address in _functions(domain))
+    managed = _functions(domain, "[@managed='yes']") if not idle else []
+    yield from ((address, User(who, idle, rules=address in managed)) for address in _functions(domain))
     yield from ((address, User(who, idle, by_netdev=True)) for address in _ports(domain, state))
 
 
@@ -81,9 +82,9 @@ def _name(root: Element) -> str:
     return (root.findtext("name") or "?").strip()
 
 
-def _functions(domain: Element) -> list[str]:
+def _functions(domain: Element, which: str = "") -> list[str]:
     """The functions that a guest's devices name: hostdev, interface (hostdev, or what a network gave it), NVMe disks."""
-    elements = [e for source in domain.iterfind("devices/*//source") for e in source.iter("address")]
+    elements = [e for source in domain.iterfind(f"devices/*{which}//source") for e in source.iter("address")]
     return list(dict.fromkeys(address for e in elements if (address := _address(e))))
 
 

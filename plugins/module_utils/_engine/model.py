@@ -134,6 +134,8 @@ class User:
     by_netdev: bool = False
     #: Has the function's network device in another namespace, so that nobody here knows what is done with it.
     hides: bool = False
+    #: Sets the function's driver, MAC and VLAN for as long as it has it, and puts them back: libvirt with a managed device.
+    rules: bool = False
 
 
 @dataclass(frozen=True)

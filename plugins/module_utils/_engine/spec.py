@@ -143,6 +143,144 @@ KVM: dict[str, Any] = {
     "pools": {"type": "list", "elements": "dict", "options": {**_OBJECT, "path": {"type": "str"}}},
 }
 
+#: How a network device of a guest is made. 'vmdq' comes with its resource: one word here, one function in guests/xml.py.
+NETWORK_MODELS = ["emulated", "virtio", "macvtap", "sriov", "passthrough"]
+#: How a disk of a guest is made.
+DISK_MODELS = ["ide", "sata", "virtio", "scsi", "lun", "nvme"]
+#: What a guest draws on. 'vgpu' and 'mdev' come with their resources.
+DISPLAY_MODELS = ["none", "emulated", "passthrough"]
+
+GUEST: dict[str, Any] = {
+    "name": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["running", "stopped", "present", "absent"], "default": "running"},
+    "autostart": {"type": "bool"},
+    "machine": {"type": "str"},
+    "vcpus": {"type": "int"},
+    "vcpus_max": {"type": "int"},
+    "numa_node": {"type": "int"},
+    "cpu": {
+        "type": "dict",
+        "options": {
+            "accel": {"type": "str", "choices": ["kvm", "tcg"]},
+            "model": {"type": "str"},
+            "topology": {
+                "type": "dict",
+                "options": {
+                    "sockets": {"type": "int", "required": True},
+                    "cores": {"type": "int", "required": True},
+                    "threads": {"type": "int", "required": True},
+                },
+            },
+            "pinning": {
+                "type": "list",
+                "elements": "dict",
+                "options": {"vcpus": {"type": "str", "required": True}, "cpus": {"type": "str", "required": True}},
+            },
+            "emulator_cpus": {"type": "str"},
+            "nested": {"type": "bool"},
+            "features": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "policy": {"type": "str", "choices": ["force", "require", "optional", "disable", "forbid"], "required": True},
+                },
+            },
+            "kvmclock": {"type": "bool"},
+            "pv_eoi": {"type": "bool"},
+            "pv_spinlock": {"type": "bool"},
+            "hyperv": {"type": "bool"},
+        },
+    },
+    "memory": {"type": "str"},
+    "hugepages": {"type": "str"},
+    "locked": {"type": "bool"},
+    "ksm": {"type": "bool"},
+    "balloon": {
+        "type": "dict",
+        "options": {
+            "enabled": {"type": "bool"},
+            "free_page_reporting": {"type": "bool"},
+            "target": {"type": "str"},
+        },
+    },
+    "boot": {
+        "type": "dict",
+        "options": {
+            "firmware": {"type": "str", "choices": ["bios", "uefi"]},
+            "secure_boot": {"type": "bool"},
+            "tpm": {"type": "bool"},
+            "order": {"type": "list", "elements": "str", "choices": ["disk", "network", "cdrom"]},
+            "kernel": {"type": "str"},
+            "initrd": {"type": "str"},
+            "cmdline": {"type": "str"},
+        },
+    },
+    "network": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "model": {"type": "str", "choices": NETWORK_MODELS, "required": True},
+            "device": {"type": "str"},
+            "mac": {"type": "str"},
+            "bridge": {"type": "str"},
+            "nat": {"type": "str"},
+            "parent": {"type": "str"},
+            "mode": {"type": "str", "choices": ["bridge", "vepa", "private", "passthrough"]},
+            "pool": {"type": "str"},
+            "numa": {"type": "str", "choices": ["near", "any"]},
+            "address": {"type": "str"},
+            "vlan": {"type": "int"},
+            "trust": {"type": "bool"},
+            "vhost": {"type": "bool"},
+            "queues": {"type": "int"},
+            "mtu": {"type": "int"},
+            "rom": {"type": "bool"},
+        },
+    },
+    "disks": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "model": {"type": "str", "choices": DISK_MODELS, "required": True},
+            "path": {"type": "str"},
+            "format": {"type": "str", "choices": ["qcow2", "raw"]},
+            "size": {"type": "str"},
+            "source": {"type": "str"},
+            "checksum": {"type": "str"},
+            "address": {"type": "str"},
+            "cache": {"type": "str", "choices": ["default", "none", "writethrough", "writeback", "directsync", "unsafe"]},
+            "io": {"type": "str", "choices": ["native", "threads", "io_uring"]},
+            "discard": {"type": "str", "choices": ["unmap", "ignore"]},
+            "serial": {"type": "str"},
+            "readonly": {"type": "bool"},
+        },
+    },
+    "display": {
+        "type": "dict",
+        "options": {
+            "model": {"type": "str", "choices": DISPLAY_MODELS, "required": True},
+            "address": {"type": "str"},
+            "video": {"type": "str", "choices": ["virtio", "vga", "bochs", "cirrus"]},
+            "listen": {"type": "str"},
+        },
+    },
+    "seed": {
+        "type": "dict",
+        "options": {
+            "user_data": {"type": "str"},
+            "meta_data": {"type": "str"},
+            "network_config": {"type": "str"},
+        },
+    },
+    "console_log": {"type": "str"},
+}
+
+#: May a guest be shut down and started for what cannot be changed while it runs?
+RESTART: dict[str, Any] = {"type": "str", "choices": ["never", "when_needed"], "default": "never"}
+SHUTDOWN_TIMEOUT: dict[str, Any] = {"type": "int", "default": 120}
+POWER_OFF: dict[str, Any] = {"type": "bool", "default": False}
+
 ALLOW: dict[str, Any] = {"type": "list", "elements": "str", "choices": list(DANGERS), "default": []}
 ASSUME: dict[str, Any] = {"type": "dict", "options": {"iommu": {"type": "bool"}}}
 EXCLUSIVE: dict[str, Any] = {"type": "bool", "default": False}
@@ -183,6 +321,16 @@ MODULES: dict[str, dict[str, Any]] = {
         "allow": ALLOW,
     },
     "iommu_info": {},
+    "guest": {
+        "guests": {**_list_of(GUEST), "required": True},
+        "exclusive": EXCLUSIVE,
+        "restart": RESTART,
+        "shutdown_timeout": SHUTDOWN_TIMEOUT,
+        "power_off": POWER_OFF,
+        "allow": ALLOW,
+        "declared_by": {"type": "str"},
+    },
+    "guest_info": {"names": _words()},
     "host_info": {},
     "kvm": {
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

@@ -27,6 +27,11 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "vfio_devices": spec.MODULES["vfio"]["devices"],
     "vfio_exclusive": spec.EXCLUSIVE,
     "devices_assume": spec.ASSUME,
+    "guests_list": spec.MODULES["guest"]["guests"],
+    "guests_exclusive": spec.EXCLUSIVE,
+    "guests_restart": spec.RESTART,
+    "guests_shutdown_timeout": spec.SHUTDOWN_TIMEOUT,
+    "guests_power_off": spec.POWER_OFF,
     "iommu_state": spec.MODULES["iommu"]["state"],
     "iommu_mode": spec.MODULES["iommu"]["mode"],
     **{f"iommu_{n}": spec.MODULES["iommu"][n] for n in ("strict", "scalable_mode", "interrupt_remapping", "prove")},
@@ -37,8 +42,8 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "iovirt_declared_by": {"type": "str"},
     "iovirt_reboot": {"type": "str", "choices": ["never", "when_needed"]},
 }
-OURS = re.compile(r"(sriov|vfio|devices|iommu|kernel_cmdline|kvm|iovirt)_")
-REGISTERED = re.compile(r"(sriov|vfio|devices|iommu|kvm)_result")
+OURS = re.compile(r"(sriov|vfio|devices|guests|iommu|kernel_cmdline|kvm|iovirt)_")
+REGISTERED = re.compile(r"(sriov|vfio|devices|guests|iommu|kvm)_result")
 #: What Ansible's argument specification makes of YAML's scalars: a number where a word is wanted becomes one.
 TYPES: dict[str, Any] = {"str": (str, int), "int": int, "bool": bool, "raw": object}
 

@@ -559,7 +559,7 @@ def _without_held(port: Port, todo: dict[int, dict[str, Any]], result: Plan) -> 
             danger = guards.held_attributes(vf, held, users)
             common.guarded(result, [danger], port.options, port.pf.address)
             held = []
-        if held:
+        if held and not any(user.rules for user in known):
             result.warnings.append(
                 f"{port.pf.address}: {', '.join(held)} of VF {index} left as it is: {', '.join(users)} uses the VF, and "
                 "its holder sets them."

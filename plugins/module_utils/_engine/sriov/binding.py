@@ -95,6 +95,9 @@ def _implied(port: Port, index: int) -> str | None:
 
 def _plan_vf(port: Port, index: int, driver: str) -> Plan:
     state, vf, address = port.state, port.vf(index), port.addresses[index]
+    if vf and not port.returning and guards.is_ruled_by_user(state, vf):
+        # Its driver is the guest's for as long as that runs, and comes back with its end.
+        return Plan()
     if driver == "default":
         return _plan_default(port, index, vf)
     if vf and vf.driver == driver:

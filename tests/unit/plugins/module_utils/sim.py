@@ -875,6 +875,9 @@ class SimKernel:
         self.changes[real] = self.now
         self._tree = None
 
+    def replace_data(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        self.replace(path, data.decode("latin-1"), mode)
+
     def copy(self, source: str, path: str, mode: int = 0o644) -> None:
         self.replace(path, self.files[self._real(source)], mode)
 

@@ -115,6 +115,14 @@ def test_the_role_kvm(role):
     assert options["iovirt_allow"] == wanted["allow"]
 
 
+def test_the_role_guests():
+    options, wanted = role_options("guests"), plain(spec.MODULES["guest"], "options")
+    assert options["guests_list"]["below"] == wanted["guests"]["below"]
+    for name in ("exclusive", "restart", "shutdown_timeout", "power_off"):
+        assert options[f"guests_{name}"] == wanted[name]
+    assert options["iovirt_allow"] == wanted["allow"]
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_defaults_of_a_role_are_those_it_declares(role):
     path = ROOT / "roles" / role / "defaults" / "main.yml"

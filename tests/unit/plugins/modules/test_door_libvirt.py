@@ -1,0 +1,58 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where the Python that runs a module has no libvirt: again under the one that has it, once, else a sentence."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.module_utils.common import respawn
+from ansible_collections.iovirt.host.plugins.module_utils import _door
+
+
+class Ended(Exception):
+    pass
+
+
+class Module:
+    def fail_json(self, msg):
+        raise Ended(msg)
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """No libvirt here; another Python has it or not."""
+
+    def arrange(elsewhere, respawned=False):
+        monkeypatch.setattr(_door.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+        monkeypatch.setattr(respawn, "has_respawned", lambda: respawned)
+        monkeypatch.setattr(respawn, "probe_interpreters_for_module", lambda paths, name: elsewhere)
+        monkeypatch.setattr(respawn, "respawn_module", lambda path: (_ for _ in ()).throw(Ended(f"again under {path}")))
+
+    return arrange
+
+
+def test_it_runs_again_under_the_python_that_has_it(without):
+    without("/usr/bin/python3")
+    with pytest.raises(Ended, match=r"^again under /usr/bin/python3$"):
+        _door._libvirt(Module())
+
+
+@pytest.mark.parametrize(("elsewhere", "respawned"), [(None, False), ("/usr/bin/python3", True)])
+def test_without_any_it_says_what_to_install(without, elsewhere, respawned):
+    without(elsewhere, respawned)
+    with pytest.raises(Ended, match=r"has no Python module libvirt\. Install it"):
+        _door._libvirt(Module())
+
+
+def test_the_connection_is_one(monkeypatch):
+    class Libvirt:
+        libvirtError = Exception
+
+        def registerErrorHandler(self, handler, context):
+            pass
+
+    monkeypatch.setattr(_door.importlib, "import_module", lambda name: Libvirt())
+    connection = _door._libvirt(Module())
+    assert connection() is connection()
