@@ -41,9 +41,11 @@ WISHES: dict[str, Any] = {
 def play(folder: Path, inventory: str, host: str, tasks: list[dict[str, Any]], pipelining: bool = False) -> None:
     """Run the tasks by one play over one connection."""
     book = folder / "play.yml"
-    book.write_text(yaml.safe_dump([{"hosts": host, "gather_facts": False, "tasks": tasks}], sort_keys=False))
-    environment = {**os.environ, "ANSIBLE_LIBRARY": str(HERE / "library"), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                   "ANSIBLE_PIPELINING": str(pipelining)}  # fmt: skip
+    book.write_text(yaml.safe_dump(
+        # A variable of the inventory would count for more than the environment.
+        [{"hosts": host, "gather_facts": False, "vars": {"ansible_pipelining": pipelining}, "tasks": tasks}], sort_keys=False
+    ))
+    environment = {**os.environ, "ANSIBLE_LIBRARY": str(HERE / "library"), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
     argv = ["ansible-playbook", "-i", inventory, str(book)]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
