@@ -73,6 +73,28 @@ host:
       description:
         - What the host itself runs under; V(null) on bare metal.
       type: str
+    platform:
+      description:
+        - What the host stands on.
+      type: dict
+      contains:
+        kind:
+          description:
+            - V(container), else as C(machine).
+          type: str
+        machine:
+          description:
+            - V(bare_metal), V(kvm), V(qemu) (without KVM), V(xen_dom0), V(xen_domu), V(vmware), V(hyperv), V(virtualbox), V(powervm), V(powerkvm),
+              V(zvm), V(lpar) or V(unknown).
+          type: str
+        container:
+          description:
+            - What made the container that this is, as V(docker) or V(lxc); V(null) outside.
+          type: str
+        techniques:
+          description:
+            - For V(kvm), V(nested), V(iommu), V(sriov), V(passthrough) and V(mdev) whether it is C(possible) here, and the C(reason) in a sentence.
+          type: dict
     kernel:
       description:
         - The release of the running kernel.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from . import replay, security
+from . import platform, replay, security
 from .host import Files, Host
 from .model import Function, State
 from .read import Needs, read_state
@@ -20,15 +20,13 @@ from .sriov import eswitch
 _VIRTUALIZATION = {"vmx": "VT-x", "svm": "AMD-V"}
 _PAGING = {"ept": "EPT", "npt": "NPT"}
 
-#: sys_vendor or product_name in DMI -> hypervisor.
-_DMI = (
-    ("QEMU", "kvm"),
-    ("KVM", "kvm"),
-    ("VMware", "vmware"),
-    ("Microsoft Corporation Virtual Machine", "hyperv"),
-    ("innotek", "virtualbox"),
-    ("Xen", "xen"),
-)
+#: Platform -> the program that makes it, where that has another name.
+_HYPERVISORS = {
+    platform.QEMU: "kvm",
+    platform.POWERKVM: "kvm",
+    platform.XEN0: "xen",
+    platform.XENU: "xen",
+}
 
 
 def facts(host: Host) -> dict[str, Any]:
@@ -40,6 +38,7 @@ def facts(host: Host) -> dict[str, Any]:
         "host": {
             "cpu": _cpu(host.files),
             "hypervisor": _hypervisor(host.files),
+            "platform": platform.facts(host.files, state),
             "kernel": host.files.attr("/proc/sys/kernel/osrelease"),
             "kvm": _kvm(host.files),
             "iommu": iommu.info(state.iommu),
@@ -53,7 +52,7 @@ def facts(host: Host) -> dict[str, Any]:
 
 def _cpu(files: Files) -> dict[str, Any]:
     text = files.text("/proc/cpuinfo") or ""
-    flags = _flags(text)
+    flags = platform.flags(text)
     model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     return {
         "model": model.group(1) if model else None,
@@ -63,20 +62,12 @@ def _cpu(files: Files) -> dict[str, Any]:
     }
 
 
-def _flags(text: str) -> set[str]:
-    lines = re.findall(r"^(?:flags|vmx flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return {flag for line in lines for flag in line.split()}
-
-
 def _hypervisor(files: Files) -> str | None:
-    """What this host itself runs under; None on bare metal."""
-    kind = files.attr("/sys/hypervisor/type")
-    if kind:
-        return kind
-    if not re.search(r"^flags\s*:.*\bhypervisor\b", files.text("/proc/cpuinfo") or "", re.MULTILINE):
+    """What this host itself runs under; None on bare metal, a partition of the hardware included."""
+    machine = platform.machine_of(files)
+    if machine in (platform.BARE, platform.LPAR):
         return None
-    dmi = " ".join(files.attr(f"/sys/class/dmi/id/{name}") or "" for name in ("sys_vendor", "product_name"))
-    return next((name for part, name in _DMI if part in dmi), "unknown")
+    return _HYPERVISORS.get(machine, machine)
 
 
 def _kvm(files: Files) -> dict[str, Any]:
