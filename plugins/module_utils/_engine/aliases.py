@@ -122,7 +122,7 @@ def _switched_off(files: Files, driver: str, module: str) -> Lack | None:
         if cmdline.key_of(key) == "module_blacklist" and module in value.replace("-", "_").split(","):
             reason = f"{driver} is forbidden by module_blacklist= on the running kernel's command line."
             return Lack(reason, "Take it out there and reboot.")
-    for path, words in _modprobe_lines(files):
+    for path, words in modprobe_lines(files):
         if words[0] == "install" and len(words) > 2 and words[1].replace("-", "_") == module and _NOTHING.fullmatch(words[2]):
             reason = f"{driver} is switched off in {path} ({' '.join(words)})."
             return Lack(reason, "Take that line out.")
@@ -135,7 +135,7 @@ def blacklisted(files: Files, drivers: Iterable[str]) -> frozenset[str]:
     wanted = {known.module_of(driver): driver for driver in drivers}
     if not wanted:
         return frozenset()
-    named = {words[1].replace("-", "_") for _path, words in _modprobe_lines(files) if words[0] == "blacklist"}
+    named = {words[1].replace("-", "_") for _path, words in modprobe_lines(files) if words[0] == "blacklist"}
     for word in cmdline.split(files.text("/proc/cmdline") or ""):
         key, _equals, value = word.partition("=")
         if key == "modprobe.blacklist":
@@ -145,16 +145,19 @@ def blacklisted(files: Files, drivers: Iterable[str]) -> frozenset[str]:
     )
 
 
-def _modprobe_lines(files: Files) -> Iterable[tuple[str, list[str]]]:
-    seen = set()
+def modprobe_lines(files: Files) -> Iterable[tuple[str, list[str]]]:
+    """File and words of each line of modprobe's configuration, in the order in which it is read: by the names of the
+    files, whatever their folder. A backslash at its end continues a line."""
+    paths: dict[str, str] = {}
     for folder in MODPROBE_D:
         for name in files.names(folder):
-            if name.endswith(".conf") and name not in seen:
-                seen.add(name)
-                for line in (files.text(f"{folder}/{name}") or "").splitlines():
-                    words = line.split()
-                    if len(words) > 1 and not words[0].startswith("#"):
-                        yield f"{folder}/{name}", words
+            if name.endswith(".conf"):
+                paths.setdefault(name, f"{folder}/{name}")
+    for _name, path in sorted(paths.items()):
+        for line in (files.text(path) or "").replace("\\\n", " ").splitlines():
+            words = line.split()
+            if len(words) > 1 and not line.startswith("#"):
+                yield path, words
 
 
 def native_drivers(files: Files, modaliases: Iterable[str], drivers: Iterable[str]) -> dict[str, str]:

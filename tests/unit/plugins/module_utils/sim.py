@@ -27,7 +27,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
 from ansible_collections.iovirt.host.plugins.module_utils._engine.loaders import grub
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip, sim_modules, sim_msix
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip, sim_modules, sim_msix, sim_params
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_devlink import Devlink
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
@@ -172,6 +172,8 @@ class SimKernel:
         #: Commands that are not installed.
         self.missing: set[str] = set()
         self.spaces = Spaces()
+        #: Modules with parameters (sim_params.py), by name.
+        self.params: dict[str, sim_params.Module] = {}
         self._indexes: dict[str, int] = {}
         self.acpi = ["DMAR"]
         self.iommu_on = False
@@ -294,6 +296,7 @@ class SimKernel:
             "links": dict(self.links),
             "images": {path: dict(held) for path, held in self.images.items()},
             "devlink": self.devlink.snapshot(),
+            "params": sim_params.snapshot(self),
         }
 
     def of_device(self, address: str) -> dict[str, Any]:
@@ -392,7 +395,9 @@ class SimKernel:
             return self._drivers_probe(data.strip())
         if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
             return self._bind(folder.rpartition("/")[2], name, data.strip())
-        other = self.devlink.write(real, data)
+        other = sim_params.write(self, real, data)
+        if other is None:
+            other = self.devlink.write(real, data)
         if other is not None:
             return other
         function = self.functions.get(folder.rpartition("/")[2])
@@ -542,6 +547,7 @@ class SimKernel:
         self.identity_groups = any(cmdline.satisfied(cmdline.split(words), w) for w in ("iommu=pt", "iommu.passthrough=1"))
         self.files["/proc/interrupts"] = "  24:  0  IR-PCI-MSI  igb\n" if self.iommu_on else "  24:  0  PCI-MSI  igb\n"
         self.registered.clear()
+        sim_params.boot(self)
         self.devlink.reboot()
         for function in self.functions.values():
             function.driver = function.override = function.group = None
@@ -734,6 +740,7 @@ class SimKernel:
             "/proc/sys/kernel/osrelease": RELEASE + "\n",
             **sim_modules.tables(self, folder),
             **sim_modules.initramfs_nodes(self),
+            **sim_params.nodes(self),
             KERNEL: "",
         }
         if self.next_words is None:
@@ -915,14 +922,14 @@ class SimKernel:
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
             # Reading is no step.
             return self._tool(argv)
-        if argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv):
-            return self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
+        if argv[0] == "modinfo" or argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv):
+            return sim_params.run(self, argv) or self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
         self.log.append(("run", argv[0], data or " ".join(argv[1:])))
         if self._fails():
             return 1, "", "simulated failure"
         if argv[0] == "ip" and not self.devlink.has_port(argv):
             return sim_ip.batch(self, data if "-batch" in argv else " ".join(argv[1:]))
-        answer = sim_modules.run(self, argv) or self.devlink.run(argv)
+        answer = sim_params.run(self, argv) or sim_modules.run(self, argv) or self.devlink.run(argv)
         if answer is not None:
             self._tree = None
             return answer

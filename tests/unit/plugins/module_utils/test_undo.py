@@ -13,10 +13,19 @@ import contextlib
 import dataclasses
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import actions, boot, engine, replay, store
+from ansible_collections.iovirt.host.plugins.module_utils._engine import (
+    actions,
+    boot,
+    engine,
+    modprobe,
+    replay,
+    report,
+    store,
+)
+from ansible_collections.iovirt.host.plugins.module_utils._engine.apply import apply
 from ansible_collections.iovirt.host.plugins.module_utils._engine.loaders import grub, uki
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.kernel_cmdline import Wish
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_loaders, sim_modules
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_loaders, sim_modules, sim_params
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     EDU,
     MLX4LX,
@@ -239,7 +248,22 @@ def cut_off():
     return devices(sim, sriov=[at(PF1, vf_count=2)])
 
 
+def module_options():
+    """One that is written at once, and one for which the module is loaded again."""
+    sim = lab()
+    sim_params.add(sim, "kvm_intel", nested=("bool", "0"), ple_gap=("int", "128", 0o644))
+    wishes = {"kvm_intel": {"nested": "1", "ple_gap": "0"}}
+
+    def run():
+        host = sim.host()
+        plan = modprobe.plan(modprobe.read(host, wishes), wishes, reload=["kvm_intel"])
+        return report.result(plan, apply(host, plan), {})
+
+    return sim, run
+
+
 SCENARIOS = {
+    "set_module_options": module_options,
     "follow": records_follow,
     "write_rules": rules_follow,
     "resume_probing": cut_off,
