@@ -103,11 +103,12 @@ class Firmware:
     variables: Path
 
 
-#: Kind of IOMMU -> QEMU's device. Interrupt remapping needs the split irqchip; caching-mode is what vfio in a nested
-#: guest needs. AMD-Vi translates DMA only with dma-remap, which came with QEMU 11.
+#: Kind of IOMMU -> QEMU's devices. Interrupt remapping needs the split irqchip; caching-mode is what vfio in a nested
+#: guest needs. AMD-Vi translates DMA only with dma-remap, which came with QEMU 11; its PCI function would take the first
+#: free slot, which is the VGA's.
 IOMMUS = {
-    "vtd": "intel-iommu,intremap=on,caching-mode=on",
-    "amdvi": "amd-iommu,intremap=on,xtsup=on,dma-remap=on",
+    "vtd": ["intel-iommu,intremap=on,caching-mode=on"],
+    "amdvi": ["AMDVI-PCI,id=amdvi,bus=pcie.0,addr=0xa", "amd-iommu,pci-id=amdvi,intremap=on,xtsup=on,dma-remap=on"],
 }
 
 
@@ -184,7 +185,7 @@ def base_arguments(machine: Machine) -> list[str]:
         "-smp", str(machine.cpus), "-m", f"{memory_mib(machine.memory)}M", "-uuid", str(host_id),
         "-smbios", f"type=1,manufacturer=iovirt,product=lab,serial={machine.name},uuid={host_id}",
         "-smbios", "type=11," + ",".join(f"value={value}" for value in credentials(machine)),
-        "-device", IOMMUS[machine.iommu],
+        *(word for device in IOMMUS[machine.iommu] for word in ("-device", device)),
         "-device", "VGA,bus=pcie.0,addr=0x1",
         "-device", "virtio-rng-pci,bus=pcie.0,addr=0x4",
         "-chardev", "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log,logappend=on",
