@@ -30,6 +30,7 @@ from . import (
 )
 from .errors import EngineError, explain
 from .host import Host
+from .kvm import daemons, hugepages, ksm, objects, users
 from .loaders import bls, edited, grub, ostree, proxmox, uki
 from .plain import dataclass
 from .read import DEVICES, DRIVERS
@@ -697,6 +698,14 @@ TABLE: Mapping[str, Step] = {
     "set_tc_offload": Step(devlink.set_offload, devlink.undo_offload),
     "declare": Step(_declare, _undo_declare),
     "follow": Step(_follow, _undo_follow),
+    "set_hugepages": Step(hugepages.set_count, hugepages.undo_count),
+    "set_ksm": Step(ksm.set_run, ksm.undo_run),
+    "set_units": Step(daemons.set_units, daemons.undo_units),
+    "set_member": Step(users.set_member, users.undo_member),
+    "libvirt_define": Step(objects.define, objects.undo_define),
+    "libvirt_active": Step(objects.set_active, objects.undo_active),
+    "libvirt_autostart": Step(objects.set_autostart, objects.undo_autostart),
+    "libvirt_build": Step(objects.build, objects.undo_build),
     "write_file": Step(_write_file, _undo_write_file),
     "grub_mkconfig": Step(grub.make_config, grub.undo_config),
     "refresh_initramfs": Step(initramfs.refresh, initramfs.undo),

@@ -354,6 +354,40 @@ def host_cmdline(
     return report.result(plan, outcome, {"kernel_cmdline": kernel_cmdline.info(after)})
 
 
+def host_kvm(
+    host: Host, params: Mapping[str, Any], call: Call, allow: Collection[str] = (), coming: bool = False
+) -> dict[str, Any]:
+    """Make the host as wished for KVM guests. `coming`: an earlier step of the same run installs the packages."""
+    from .resources import kvm
+
+    wish, absent = kvm.wish_of(params), params["state"] == "absent"
+    with _turn(host, call):
+        state = kvm.read(host, wish, absent)
+        plan = kvm.plan_absent(host, state, allow) if absent else kvm.plan(host, state, wish, allow, coming)
+        _raise_refusals(plan.refusals)
+        if any(action.unit == HOST and action.kind != "write_file" for action in plan.actions):
+            from . import sealed
+            from .loaders import find
+
+            _raise_refusals(sealed.refusals(host, find.read(host).name, allow))
+        outcome = _apply(host, plan) if not call.check and plan.doable else Outcome()
+        if outcome.done:
+            state = kvm.read(host, wish, absent)
+            if not absent:
+                # The kernel had the last word on what of it came now.
+                plan.reboot_reasons = kvm.plan(host, state, wish, allow, coming).reboot_reasons
+        if params["prove"] and not absent:
+            kvm.prove(host)
+    return report.result(plan, outcome, {"kvm": kvm.info(state)})
+
+
+def kvm_info(host: Host) -> dict[str, Any]:
+    """What a KVM host is, in the form of wishes, and what guests can have on it."""
+    from .resources import kvm
+
+    return {"changed": False, "kvm": {**kvm.info(kvm.read(host, {}, everything=True)), **kvm.more(host)}}
+
+
 def cmdline_info(host: Host) -> dict[str, Any]:
     """Both sides of the kernel command line, without a wish."""
     from .resources import kernel_cmdline

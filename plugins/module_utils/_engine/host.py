@@ -17,9 +17,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Callable, Protocol
+from typing import Any, Callable, Protocol
 
 from .errors import EngineError, Stuck, explain
 from .plain import dataclass
@@ -50,6 +50,7 @@ class Files(Protocol):
     def resolve(self, path: str) -> str: ...
     def mode(self, path: str) -> int | None: ...
     def changed(self, path: str) -> float | None: ...
+    def ask_kvm(self, path: str, limit: float) -> dict[str, Any] | None: ...
     def write(self, path: str, data: str, limit: float | None = None) -> None: ...
     def replace(self, path: str, text: str, mode: int = 0o644) -> None: ...
     def copy(self, source: str, path: str, mode: int = 0o644) -> None: ...
@@ -163,6 +164,14 @@ class FileSystem:
         except OSError:
             return None
 
+    def ask_kvm(self, path: str, limit: float) -> dict[str, Any] | None:
+        """What /dev/kvm answers to whoever wants a VM (kvm/api.py); None when it has not answered within limit
+        seconds. In a detached child, as a guest that does not come back would take this process along."""
+        from .kvm import api
+
+        lines = _detached(lambda: [api.ask(self._real(path))], limit)
+        return lines[0] if lines else None
+
     def write(self, path: str, data: str, limit: float | None = None) -> None:
         """Write an attribute. With a limit (seconds) the write runs in a detached child, because the kernel may
         hold it for ever and a writer in that state cannot be killed (docs/kernel-facts.md)."""
@@ -272,24 +281,32 @@ def _attribute(real: str) -> str | None:
 
 
 def _read_detached(reals: Sequence[str], limit: float) -> list[str | None]:
-    """The attributes up to the first that does not answer. Answers go through memory, one line of JSON each, so what
-    was read before a hang is not lost."""
+    """The attributes up to the first that does not answer."""
+    return _detached(lambda: (_attribute(real) for real in reals), limit)
+
+
+def _detached(work: Callable[[], Iterable[Any]], limit: float) -> list[Any]:
+    """What a child of its own session finds within limit seconds. Answers go through memory, one line of JSON each, so
+    what was found before a hang is not lost."""
     memory = os.memfd_create("iovirt-read", os.MFD_CLOEXEC)
     child = os.fork()
     if child == 0:
-        _child_read(reals, memory)
-    _wait_for_child(child, limit)
+        _child_work(work, memory)
+    if _wait_for_child(child, limit) is None:
+        # One that the kernel does not hold ends.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
     with os.fdopen(memory, "rb") as stream:
         stream.seek(0)
         return [json.loads(line) for line in stream.read().splitlines()]
 
 
-def _child_read(reals: Sequence[str], memory: int) -> None:
+def _child_work(work: Callable[[], Iterable[Any]], memory: int) -> None:
     try:
         os.setsid()
         _close_all_but(memory)
-        for real in reals:
-            os.write(memory, json.dumps(_attribute(real)).encode() + b"\n")
+        for answer in work():
+            os.write(memory, json.dumps(answer).encode() + b"\n")
     finally:
         os._exit(0)
 

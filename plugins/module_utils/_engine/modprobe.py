@@ -253,7 +253,8 @@ def render(name: str, ours: Mapping[str, str]) -> str | None:
 def _unmet_now(module: Module, wished: Mapping[str, str | None], reload: bool) -> tuple[dict[str, str], dict[str, str]]:
     """Parameters that are not in force: those that can be written, and those that wait for a load. What is given back and
     said by nobody else has a value that only the module knows, and so waits for its next load without a word."""
-    now, later = {}, {}
+    now: dict[str, str] = {}
+    later: dict[str, str] = {}
     for param, value in wished.items():
         if value is None and param in module.ours:
             value = module.foreign.get(param, (None, ""))[0]

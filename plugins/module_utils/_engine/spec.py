@@ -104,6 +104,45 @@ VFIO: dict[str, Any] = {
     "early": {"type": "bool"},
 }
 
+#: Of a network or a pool of libvirt. They have no state "unset": one that is named is there, active, and started with the host.
+_OBJECT: dict[str, Any] = {
+    "name": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "active": {"type": "bool", "default": True},
+    "autostart": {"type": "bool", "default": True},
+}
+
+#: What a host is for KVM guests.
+KVM: dict[str, Any] = {
+    "nested": {"type": "bool"},
+    "paging": {"type": "bool"},
+    "hugepages": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "size": {"type": "str", "required": True},
+            "count": {"type": "int", "required": True},
+            "numa_node": {"type": "int"},
+        },
+    },
+    "ksm": {"type": "bool"},
+    "daemons": {"type": "str", "choices": ["auto", "modular", "monolithic"]},
+    "users": _words(),
+    "networks": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            **_OBJECT,
+            "mode": {"type": "str", "choices": ["nat", "route", "isolated", "bridge"]},
+            "bridge": {"type": "str"},
+            "address": {"type": "str"},
+            "dhcp_start": {"type": "str"},
+            "dhcp_end": {"type": "str"},
+        },
+    },
+    "pools": {"type": "list", "elements": "dict", "options": {**_OBJECT, "path": {"type": "str"}}},
+}
+
 ALLOW: dict[str, Any] = {"type": "list", "elements": "str", "choices": list(DANGERS), "default": []}
 ASSUME: dict[str, Any] = {"type": "dict", "options": {"iommu": {"type": "bool"}}}
 EXCLUSIVE: dict[str, Any] = {"type": "bool", "default": False}
@@ -145,6 +184,14 @@ MODULES: dict[str, dict[str, Any]] = {
     },
     "iommu_info": {},
     "host_info": {},
+    "kvm": {
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        **KVM,
+        "prove": {"type": "bool", "default": False},
+        "assume": {"type": "dict", "options": {"packages": {"type": "bool"}}},
+        "allow": ALLOW,
+    },
+    "kvm_info": {},
     "sriov_info": {"match": {"type": "dict", "options": SELECTOR}},
     "vfio_info": {"match": {"type": "dict", "options": SELECTOR}},
 }

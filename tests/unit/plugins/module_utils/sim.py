@@ -230,6 +230,8 @@ class SimKernel:
         self._children: dict[str, set[str]] = {}
         self._macs = 0
         self.devlink = Devlink(self)
+        #: What makes it a KVM host (sim_libvirt.install).
+        self.virt: Any = None
 
     # --- Building --------------------------------------------------------------------------------------------------
 
@@ -297,6 +299,7 @@ class SimKernel:
             "images": {path: dict(held) for path, held in self.images.items()},
             "devlink": self.devlink.snapshot(),
             "params": sim_params.snapshot(self),
+            "virt": self.virt.snapshot() if self.virt else None,
         }
 
     def of_device(self, address: str) -> dict[str, Any]:
@@ -395,7 +398,9 @@ class SimKernel:
             return self._drivers_probe(data.strip())
         if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
             return self._bind(folder.rpartition("/")[2], name, data.strip())
-        other = sim_params.write(self, real, data)
+        other = self.virt.write(real, data) if self.virt else None
+        if other is None:
+            other = sim_params.write(self, real, data)
         if other is None:
             other = self.devlink.write(real, data)
         if other is not None:
@@ -548,6 +553,8 @@ class SimKernel:
         self.files["/proc/interrupts"] = "  24:  0  IR-PCI-MSI  igb\n" if self.iommu_on else "  24:  0  PCI-MSI  igb\n"
         self.registered.clear()
         sim_params.boot(self)
+        if self.virt:
+            self.virt.boot()
         self.devlink.reboot()
         for function in self.functions.values():
             function.driver = function.override = function.group = None
@@ -741,6 +748,7 @@ class SimKernel:
             **sim_modules.tables(self, folder),
             **sim_modules.initramfs_nodes(self),
             **sim_params.nodes(self),
+            **(self.virt.nodes_of_tree() if self.virt else {}),
             KERNEL: "",
         }
         if self.next_words is None:
@@ -837,6 +845,9 @@ class SimKernel:
         real = self._real(path)
         return self.changes.get(real, 0.0) if real in self._nodes() else None
 
+    def ask_kvm(self, path: str, limit: float) -> dict[str, Any] | None:
+        return self.virt.answer
+
     def write(self, path: str, data: str, limit: float | None = None) -> None:
         real = self._real(path)
         self._begin("write", path, data)
@@ -917,19 +928,16 @@ class SimKernel:
         elsewhere = self.spaces.run(argv)
         if elsewhere:
             return elsewhere
-        if argv[:2] == ["ip", "-j"]:
-            return self._ip_show(argv)
-        if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
-            # Reading is no step.
-            return self._tool(argv)
-        if argv[0] == "modinfo" or argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv):
-            return sim_params.run(self, argv) or self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
+        seen = self._look(argv, data)
+        if seen is not None:
+            return seen
         self.log.append(("run", argv[0], data or " ".join(argv[1:])))
         if self._fails():
             return 1, "", "simulated failure"
         if argv[0] == "ip" and not self.devlink.has_port(argv):
             return sim_ip.batch(self, data if "-batch" in argv else " ".join(argv[1:]))
-        answer = sim_params.run(self, argv) or sim_modules.run(self, argv) or self.devlink.run(argv)
+        answer = self.virt.run(argv, data) if self.virt else None
+        answer = answer or sim_params.run(self, argv) or sim_modules.run(self, argv) or self.devlink.run(argv)
         if answer is not None:
             self._tree = None
             return answer
@@ -940,6 +948,16 @@ class SimKernel:
         if argv[0] in ("systemctl", "udevadm"):
             return 0, "", ""
         return self._tool(argv)
+
+    def _look(self, argv: list[str], data: str) -> tuple[int, str, str] | None:
+        """Commands that only read: they are no step."""
+        if argv[:2] == ["ip", "-j"]:
+            return self._ip_show(argv)
+        if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
+            return self._tool(argv)
+        if argv[0] == "modinfo" or (argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv)):
+            return sim_params.run(self, argv) or self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
+        return self.virt.run(argv, data) if self.virt and self.virt.reads(argv) else None
 
     def _modprobe(self, argv: list[str]) -> tuple[int, str, str]:
         if argv[2] in self.module_refusal:

@@ -23,9 +23,15 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import (
     store,
 )
 from ansible_collections.iovirt.host.plugins.module_utils._engine.apply import apply
+from ansible_collections.iovirt.host.plugins.module_utils._engine.kvm import daemons
 from ansible_collections.iovirt.host.plugins.module_utils._engine.loaders import grub, uki
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.kernel_cmdline import Wish
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_loaders, sim_modules, sim_params
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import (
+    sim_libvirt,
+    sim_loaders,
+    sim_modules,
+    sim_params,
+)
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     EDU,
     MLX4LX,
@@ -42,6 +48,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Pci
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import Firmware
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_identity import shuffle
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_kvm import kvm
 
 VFIO = [{"range": "0-1", "driver": "vfio-pci"}]
 
@@ -262,7 +269,55 @@ def module_options():
     return sim, run
 
 
+def kvm_host(prepare=(), **wish):
+    """A host with libvirt running, first as `prepare` wishes it."""
+    sim = lab()
+    virt = sim_libvirt.install(sim)
+    virt.up("libvirtd.socket", enabled=True)
+    virt._give_uuid(f"{sim_libvirt.NETWORKS}/default.xml")
+    for more in prepare:
+        kvm(sim, **more)
+    return sim, lambda: kvm(sim, **wish)
+
+
+def pages():
+    return kvm_host(hugepages=[{"size": "2M", "count": 64}])
+
+
+def merging():
+    return kvm_host(ksm=True)
+
+
+def daemons_change():
+    sim, run = kvm_host(daemons="modular")
+    for name in sim.virt.units.copy():
+        sim.virt.up(name, enabled=True) if name.endswith(".socket") else None
+    sim.virt.units.update({name: ["loaded", "inactive", "disabled"] for name in daemons.units_of("modular")})
+    return sim, run
+
+
+def member():
+    return kvm_host(users=["alice"])
+
+
+def network_changes():
+    other = {"name": "default", "address": "10.7.0.1/16", "dhcp_start": "10.7.0.2", "dhcp_end": "10.7.0.9", "autostart": False}
+    return kvm_host([{"networks": [{"name": "default"}]}], networks=[other])
+
+
+def pool_is_made():
+    return kvm_host(pools=[{"name": "images", "path": "/srv/images"}])
+
+
 SCENARIOS = {
+    "set_hugepages": pages,
+    "set_ksm": merging,
+    "set_units": daemons_change,
+    "set_member": member,
+    "libvirt_define": network_changes,
+    "libvirt_active": network_changes,
+    "libvirt_autostart": network_changes,
+    "libvirt_build": pool_is_made,
     "set_module_options": module_options,
     "follow": records_follow,
     "write_rules": rules_follow,
@@ -411,7 +466,14 @@ def of(snapshot, address):
     nets = {name: net for name, net in snapshot["nets"].items() if name.startswith(ours) and net != (False, 1500, False)}
     card = snapshot["firmware"].get(address.rpartition(".")[0])
     vectors = {name: snapshot["msix"].get(name) for name in functions}
-    return functions, attributes, devlink, nets, card, snapshot["nvme"].get(address), vectors
+    return functions, attributes, devlink, nets, card, snapshot["nvme"].get(address), vectors, of_kvm(snapshot)
+
+
+def of_kvm(snapshot):
+    """All that a part of a KVM host may change; its record stays, and what the next boot brings."""
+    files = {path: text for path, text in snapshot["files"].items() if "libvirt" in path or path == "/etc/group"}
+    links = {path: target for path, target in snapshot["links"].items() if "libvirt" in path}
+    return snapshot["virt"], files, links
 
 
 #: Port -> its network device; those of its VFs have names that begin alike.
