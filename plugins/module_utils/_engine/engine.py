@@ -370,14 +370,17 @@ def host_kvm(
             from .loaders import find
 
             _raise_refusals(sealed.refusals(host, find.read(host).name, allow))
+        prove = params["prove"] and not absent
+        if prove:
+            kvm.prove(host)
         outcome = _apply(host, plan) if not call.check and plan.doable else Outcome()
+        if prove and any(action.unit == kvm.UNIT for action in outcome.done):
+            kvm.prove(host)
         if outcome.done:
             state = kvm.read(host, wish, absent)
             if not absent:
                 # The kernel had the last word on what of it came now.
                 plan.reboot_reasons = kvm.plan(host, state, wish, allow, coming).reboot_reasons
-        if params["prove"] and not absent:
-            kvm.prove(host)
     return report.result(plan, outcome, {"kvm": kvm.info(state)})
 
 

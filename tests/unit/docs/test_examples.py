@@ -30,12 +30,15 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "iommu_state": spec.MODULES["iommu"]["state"],
     "iommu_mode": spec.MODULES["iommu"]["mode"],
     **{f"iommu_{n}": spec.MODULES["iommu"][n] for n in ("strict", "scalable_mode", "interrupt_remapping", "prove")},
+    **{f"kvm_{name}": option for name, option in spec.KVM.items()},
+    **{f"kvm_{name}": spec.MODULES["kvm"][name] for name in ("state", "prove")},
+    "kvm_packages": {"type": "list", "elements": "str"},
     "iovirt_allow": spec.ALLOW,
     "iovirt_declared_by": {"type": "str"},
     "iovirt_reboot": {"type": "str", "choices": ["never", "when_needed"]},
 }
-OURS = re.compile(r"(sriov|vfio|devices|iommu|kernel_cmdline|iovirt)_")
-REGISTERED = re.compile(r"(sriov|vfio|devices|iommu)_result")
+OURS = re.compile(r"(sriov|vfio|devices|iommu|kernel_cmdline|kvm|iovirt)_")
+REGISTERED = re.compile(r"(sriov|vfio|devices|iommu|kvm)_result")
 #: What Ansible's argument specification makes of YAML's scalars: a number where a word is wanted becomes one.
 TYPES: dict[str, Any] = {"str": (str, int), "int": int, "bool": bool, "raw": object}
 

@@ -20,6 +20,8 @@ from ..model import Plan, Refusal
 from ..plain import dataclass
 
 NAME = "kvm"
+#: The unit of the steps that load the KVM module again.
+UNIT = options.UNIT
 #: What of a wish speaks of which part.
 OPTIONS = ("nested", "paging")
 _PARTS = ("options", "hugepages", "ksm", "daemons", "users", "networks", "pools")

@@ -104,6 +104,17 @@ def test_the_role_iommu(role):
     assert options["iovirt_allow"] == wanted["allow"]
 
 
+@pytest.mark.parametrize("role", [role for role in ROLES if role == "kvm"])
+def test_the_role_kvm(role):
+    options = role_options(role)
+    wanted = plain(spec.MODULES["kvm"], "options")
+    for name in (*spec.KVM, "state"):
+        # The role starts what it installs, and proves it.
+        assert {**options[f"kvm_{name}"], "default": None} == {**wanted[name], "default": None}
+    assert options["kvm_prove"]["type"] == wanted["prove"]["type"]
+    assert options["iovirt_allow"] == wanted["allow"]
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_defaults_of_a_role_are_those_it_declares(role):
     path = ROOT / "roles" / role / "defaults" / "main.yml"
