@@ -169,7 +169,7 @@ class FileSystem:
         seconds. In a detached child, as a guest that does not come back would take this process along."""
         from .kvm import api
 
-        lines = _detached(lambda: [api.ask(self._real(path))], limit)
+        lines = _detached(lambda: [api.ask(self._real(path))], limit, end=True)
         return lines[0] if lines else None
 
     def write(self, path: str, data: str, limit: float | None = None) -> None:
@@ -285,17 +285,16 @@ def _read_detached(reals: Sequence[str], limit: float) -> list[str | None]:
     return _detached(lambda: (_attribute(real) for real in reals), limit)
 
 
-def _detached(work: Callable[[], Iterable[Any]], limit: float) -> list[Any]:
-    """What a child of its own session finds within limit seconds. Answers go through memory, one line of JSON each, so
-    what was found before a hang is not lost."""
+def _detached(work: Callable[[], Iterable[Any]], limit: float, end: bool = False) -> list[Any]:
+    """What a child of its own session finds within limit seconds; with `end` a late one is ended. Answers go through
+    memory, one line of JSON each, so what was found before a hang is not lost."""
     memory = os.memfd_create("iovirt-read", os.MFD_CLOEXEC)
     child = os.fork()
     if child == 0:
         _child_work(work, memory)
-    if _wait_for_child(child, limit) is None:
-        # One that the kernel does not hold ends.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+    if _wait_for_child(child, limit) is None and end:
+        # Not waited for: one that the kernel holds does not end.
+        os.kill(child, signal.SIGKILL)
     with os.fdopen(memory, "rb") as stream:
         stream.seek(0)
         return [json.loads(line) for line in stream.read().splitlines()]

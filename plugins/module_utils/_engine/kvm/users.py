@@ -69,7 +69,7 @@ def plan(facts: Facts, users: Sequence[str], coming: bool) -> Plan:
     if facts.unknown:
         names = ", ".join(facts.unknown)
         return Plan(refusals=[Refusal(UNIT, f"there is no user {names}.", "Create the user first; nothing was changed.")])
-    if facts.members is None and not coming:
+    if facts.members is None and users and not coming:
         return Plan(refusals=[Refusal(UNIT, f"there is no group {GROUP}.", "Install libvirt's daemon first; nothing was changed.")])
     result = Plan(actions=_file(facts, _RULE) if facts.polkit and not facts.rule and users else [])
     result.actions += [_set(user, True) for user in users if user not in (facts.members or ())]

@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import host as host_module
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck, explain
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host, run_command
+from ansible_collections.iovirt.host.plugins.module_utils._engine.kvm import api
 
 
 @pytest.fixture
@@ -347,3 +348,14 @@ def test_copy_is_whole_or_not_at_all(files, tmp_path, monkeypatch):
         files.copy("/new", "/there")
     assert (tmp_path / "there").read_bytes() == b"\xff" * 1000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "there"]
+
+
+@pytest.mark.parametrize(("path", "step", "number"), [("/null", "KVM_GET_API_VERSION", errno.ENOTTY), ("/none", "open", errno.ENOENT)])
+def test_what_is_no_kvm_is_told_by_its_answer(path, step, number):
+    answer = FileSystem("/dev").ask_kvm(path, 10.0)
+    assert answer == {"api": None, "vm": False, "ran": None, "step": step, "errno": number}
+
+
+def test_kvm_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(api, "ask", lambda _path: time.sleep(60))
+    assert FileSystem("/dev").ask_kvm("/null", 0.1) is None

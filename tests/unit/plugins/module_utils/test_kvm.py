@@ -433,6 +433,12 @@ def test_users_and_polkit():
     refused(sim, "there is no user mallory", users=["alice", "mallory"])
 
 
+def test_no_users_take_no_group():
+    sim, _virt = host(kind=None)
+    refused(sim, "there is no group libvirt", users=["alice"])
+    assert calm(sim, users=[])["actions"] == []
+
+
 def test_polkit_gets_a_rule_where_it_has_none():
     sim, _virt = host()
     sim.files.pop("/usr/share/polkit-1/rules.d/60-libvirt.rules")

@@ -1,0 +1,140 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A KVM host on a real kernel: made, kept over a reboot, given back.
+
+What came true is asked of virsh, systemctl, /proc and sysfs. The packages are in the image. Both flavours will do; that with
+AMD-Vi has the IOMMU that virt-host-validate expects of its processor.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+USER, POOL = "iovirt-lab", "/var/lib/iovirt-lab-pool"
+NETWORK = {"name": "iovirt-lab", "mode": "nat", "address": "10.177.0.1/24", "dhcp_start": "10.177.0.10", "dhcp_end": "10.177.0.20"}
+WISH = {
+    "nested": False,
+    "paging": False,
+    "hugepages": [{"size": "2M", "count": 16}],
+    "ksm": True,
+    "daemons": "auto",
+    "users": [USER],
+    "networks": [NETWORK],
+    "pools": [{"name": "iovirt-lab", "path": POOL}],
+    "prove": True,
+}
+
+#: All that the wish may touch, in words. libvirt writes a UUID and a MAC address into a definition that it reads.
+STATE = """
+cd /sys/module/kvm_amd/parameters && echo nested $(cat nested) npt $(cat npt)
+for f in /sys/kernel/mm/hugepages/*/nr_hugepages /sys/kernel/mm/ksm/run; do echo $f $(cat $f); done
+for u in libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket virtlogd.socket virtlogd-admin.socket; do
+    echo $u $(systemctl is-enabled $u) $(systemctl is-active $u)
+done
+ls /etc/modprobe.d /etc/tmpfiles.d /etc/iovirt/kvm.json /etc/default/grub.d 2>&1
+cat /etc/default/grub.d/zz-iovirt.cfg 2>&1
+getent group libvirt
+ls /etc/libvirt/qemu/networks /etc/libvirt/qemu/networks/autostart /etc/libvirt/storage /etc/libvirt/storage/autostart /run/libvirt/network 2>&1 | grep xml
+grep -o 'linux.*' /boot/grub/grub.cfg
+"""
+
+
+@pytest.fixture(scope="module")
+def host(lab: Any) -> Iterator[Any]:
+    lab.shell(f"modprobe kvm_amd; id {USER} >/dev/null 2>&1 || useradd {USER}")
+    yield lab
+    given = lab.module("kvm", state="absent")
+    assert not given["failed"], given
+    lab.shell(f"userdel {USER}; rmdir {POOL} 2>/dev/null || true")
+
+
+def reboot(lab: Any) -> None:
+    """Out and in again: the boot id tells one boot from the next."""
+    before = lab.shell("cat /proc/sys/kernel/random/boot_id")
+    lab.shell("systemd-run --on-active=1 systemctl reboot")
+    for _round in range(120):
+        time.sleep(5)
+        try:
+            if lab.shell("cat /proc/sys/kernel/random/boot_id && systemctl is-active multi-user.target").split()[0] != before:
+                return
+        except (AssertionError, subprocess.TimeoutExpired):
+            continue
+    raise AssertionError("the host did not come back within 10 minutes")
+
+
+def quiet(lab: Any, wish: dict[str, Any]) -> dict[str, Any]:
+    again: dict[str, Any] = lab.module("kvm", **wish)
+    assert not again["failed"], again
+    assert (again["changed"], again["actions"]) == (False, []), again
+    return again
+
+
+def test_the_platform_and_what_can_work_on_it(host: Any) -> None:
+    platform = host.module("host_info")["host"]["platform"]
+    assert platform["machine"] == {"qemu": "qemu", "kvm": "kvm"}[host.shell("systemd-detect-virt || true")]
+    assert platform["kind"] == platform["machine"]
+    techniques = platform["techniques"]
+    assert techniques["kvm"]["possible"] and "AMD-V" in techniques["kvm"]["reason"]
+    assert techniques["nested"]["possible"] and techniques["sriov"]["possible"]
+    groups = host.shell("ls /sys/kernel/iommu_groups | wc -l")
+    assert techniques["passthrough"]["possible"] == (groups != "0" or host.shell("ls /sys/firmware/acpi/tables/ | grep -cE 'DMAR|IVRS' || true") != "0")
+
+
+def test_kvm_is_proved_and_libvirt_agrees(host: Any) -> None:
+    info = host.module("kvm_info")["kvm"]
+    assert info["proof"] == {"usable": True, "reason": "/dev/kvm made a VM and ran an instruction in it."}
+    said = host.shell("virt-host-validate qemu || true").splitlines()
+    assert [line["result"] for line in info["validate"]] == [line.rpartition(": ")[2].split()[0].lower() for line in said]
+    found = {line["check"]: line["result"] for line in info["validate"]}
+    assert found["hardware virtualization"] == "pass"
+    # It looks for the table of the processor's maker.
+    iommu = next(result for check, result in found.items() if "IOMMU support" in check and "assignment" in check)
+    assert (iommu == "pass") == ("IVRS" in host.shell("ls /sys/firmware/acpi/tables"))
+
+
+def test_a_kvm_host_is_made_and_given_back(host: Any) -> None:
+    before = host.shell(STATE)
+    announced = host.module("kvm", check=True, **WISH)
+    assert not announced["failed"], announced
+    assert host.shell(STATE) == before
+    done = host.module("kvm", **WISH)
+    assert not done["failed"], done
+    assert done["actions"] == announced["actions"]
+    assert host.shell("cat /sys/module/kvm_amd/parameters/nested /sys/module/kvm_amd/parameters/npt").split() in (["0", "N"], ["N", "N"])
+    assert "HugePages_Total:      16" in host.shell("cat /proc/meminfo")
+    assert host.shell("cat /sys/kernel/mm/ksm/run") == "1"
+    assert USER in host.shell(f"id -nG {USER}; getent group libvirt | grep {USER}")
+    listed = host.shell("virsh net-list --autostart --name; virsh net-dumpxml iovirt-lab; ip -4 -br addr show")
+    assert "<range start='10.177.0.10' end='10.177.0.20'/>" in listed
+    assert "10.177.0.1/24" in listed
+    assert "iovirt-lab" in host.shell("virsh pool-list --autostart --name")
+    assert POOL in host.shell("virsh pool-dumpxml iovirt-lab")
+    quiet(host, WISH)
+    refused = host.module("kvm", networks=[{**NETWORK, "name": "other"}])
+    assert refused["failed"] and "10.177.0.0/24 is in use" in refused["msg"]
+    given = host.module("kvm", state="absent")
+    assert not given["failed"], given
+    assert host.shell(STATE) == before
+
+
+def test_it_is_there_after_a_boot(host: Any) -> None:
+    wish = {**WISH, "hugepages": [{"size": "2M", "count": 16}, {"size": "1G", "count": 1}]}
+    done = host.module("kvm", **wish)
+    assert not done["failed"], done
+    waits = host.shell("cat /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages") == "0"
+    assert done["reboot_required"] == waits
+    reboot(host)
+    assert host.shell("cat /sys/kernel/mm/hugepages/hugepages-{1048576,2048}kB/nr_hugepages").split() == ["1", "16"]
+    assert host.shell("cat /sys/kernel/mm/ksm/run") == "1"
+    assert host.shell("cat /sys/module/kvm_amd/parameters/npt") == "N"
+    again = quiet(host, wish)
+    assert again["reboot_required"] is False
+    assert "iovirt-lab" in host.shell("virsh net-list --name; virsh pool-list --name")
+    info = host.module("kvm_info")["kvm"]
+    assert {"size": "1G", "count": 1} in info["hugepages"]
