@@ -22,7 +22,7 @@ VMWARE, HYPERV, VIRTUALBOX = "vmware", "hyperv", "virtualbox"
 POWERVM, POWERKVM, ZVM, LPAR = "powervm", "powerkvm", "zvm", "lpar"
 UNKNOWN, CONTAINER = "unknown", "container"
 
-#: Part of sys_vendor, product_name, board_vendor or bios_vendor in DMI -> platform.
+#: Part of one of _DMI_FILES in DMI -> platform.
 _DMI = (
     ("KVM", KVM),
     ("OpenStack", KVM),
@@ -39,7 +39,7 @@ _DMI = (
     ("Hyper-V", HYPERV),
     ("Xen", XENU),
 )
-_DMI_FILES = ("sys_vendor", "product_name", "board_vendor", "bios_vendor")
+_DMI_FILES = ("sys_vendor", "product_name", "board_vendor", "bios_vendor", "chassis_vendor")
 
 #: /proc/device-tree/hypervisor/compatible -> platform.
 _DEVICE_TREE = {"linux,kvm": KVM, "xen": XENU, "vmware": VMWARE}

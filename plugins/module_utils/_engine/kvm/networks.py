@@ -38,7 +38,7 @@ class Facts:
 def read(host: Host) -> Facts:
     files = host.files
     return Facts(
-        networks=objects.read(files, NETWORK, meaning),
+        networks=objects.read(host, NETWORK, meaning),
         bridges={
             name: tuple(files.names(f"/sys/class/net/{name}/brif"))
             for name in files.names("/sys/class/net")

@@ -4,7 +4,9 @@
 
 """What networks and storage pools of libvirt have in common: a definition, and being active and started by itself.
 
-Both are read from libvirt's own files, as a daemon that is asked would be started by it, and changed by virsh(1).
+Both are read from libvirt's own files, as a daemon that is asked would be started by it, and changed by virsh(1). Only
+which pools are active has to be asked for: a pool whose folder is there is active as soon as a daemon has started, and
+then has no file that says so (storagePoolUpdateStateCallback in libvirt's storage_driver.c; lab).
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:@-]*")
 LIMIT = 60
 
 
+#: Sockets of the daemons that qemu:///system leads to; without one of them nobody listens.
+_LISTENING = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
+
+
 @dataclass(frozen=True)
 class Kind:
     """`prefix` is that of virsh's commands."""
@@ -35,7 +41,6 @@ class Kind:
     word: str
     prefix: str
     defined: str
-    active: str
 
     def path(self, name: str) -> str:
         return f"{self.defined}/{name}.xml"
@@ -44,8 +49,10 @@ class Kind:
         return f"{self.word} {name}"
 
 
-NETWORK = Kind("network", "net", "/etc/libvirt/qemu/networks", "/run/libvirt/network")
-POOL = Kind("pool", "pool", "/etc/libvirt/storage", "/run/libvirt/storage")
+NETWORK = Kind("network", "net", "/etc/libvirt/qemu/networks")
+POOL = Kind("pool", "pool", "/etc/libvirt/storage")
+#: The status of networks that are active; it outlives the daemon.
+_ACTIVE = "/run/libvirt/network"
 KINDS = {kind.word: kind for kind in (NETWORK, POOL)}
 
 
@@ -64,15 +71,16 @@ class Object:
 Meaning = Callable[["Element"], "dict[str, Any]"]
 
 
-def read(files: Files, kind: Kind, meaning: Meaning) -> dict[str, Object]:
+def read(host: Host, kind: Kind, meaning: Meaning) -> dict[str, Object]:
     """All that are defined. One that is active and not defined (virsh net-create) is not among them."""
+    files, running = host.files, active(host, kind)
     found = {}
     for entry in files.names(kind.defined):
         name = entry[: -len(".xml")]
         text = files.text(f"{kind.defined}/{entry}") if entry.endswith(".xml") else None
         root = parse(text or "")
         if root is not None and (root.findtext("name") or "").strip() == name:
-            found[name] = Object(name, text or "", is_active(files, kind, name), starts(files, kind, name), meaning(root))
+            found[name] = Object(name, text or "", name in running, starts(files, kind, name), meaning(root))
     return found
 
 
@@ -87,8 +95,13 @@ def parse(text: str) -> Element | None:
         return None
 
 
-def is_active(files: Files, kind: Kind, name: str) -> bool:
-    return files.exists(f"{kind.active}/{name}.xml")
+def active(host: Host, kind: Kind) -> frozenset[str]:
+    """Names. Pools cost one process, and are none where no daemon listens."""
+    if kind is NETWORK:
+        return frozenset(entry[:-4] for entry in host.files.names(_ACTIVE) if entry.endswith(".xml"))
+    if not any(host.files.exists(path) for path in _LISTENING) or not host.files.names(kind.defined):
+        return frozenset()
+    return frozenset(line.strip() for line in virsh(host, ["pool-list", "--name"]).splitlines() if line.strip())
 
 
 def starts(files: Files, kind: Kind, name: str) -> bool:
@@ -114,15 +127,15 @@ def converge(kind: Kind, now: Object | None, wish: Mapping[str, Any], xml: str |
     before it is redefined, and the way back goes the same way."""
     name = wish["name"]
     actions = []
-    active = now.active if now else False
+    up = now.active if now else False
     if xml is not None:
-        if active:
+        if up:
             actions.append(_switch(kind, name, False, "stop it, for its new definition"))
-            active = False
+            up = False
         actions.append(_define(kind, name, xml, now, meaning))
     if kind is POOL and xml is not None:
         actions.append(_build(name, meaning["path"]))
-    if wish["active"] != active:
+    if wish["active"] != up:
         actions.append(_switch(kind, name, wish["active"], "start it" if wish["active"] else "stop it"))
     if wish["autostart"] != (now.autostart if now else False):
         actions.append(_autostart(kind, name, wish["autostart"]))
@@ -183,10 +196,10 @@ def _define(kind: Kind, name: str, xml: str, now: Object | None, meaning: Mappin
     return Action("libvirt_define", kind.unit(name), "redefine it" if now else "define it", CERTAIN, args, before, {"defined": dict(meaning)})
 
 
-def _switch(kind: Kind, name: str, active: bool, text: str) -> Action:
+def _switch(kind: Kind, name: str, on: bool, text: str) -> Action:
     state = {True: "active", False: "inactive"}
-    args = {**_args(kind, name), "active": active}
-    return Action("libvirt_active", kind.unit(name), text, args=args, before={"state": state[not active]}, after={"state": state[active]})
+    args = {**_args(kind, name), "active": on}
+    return Action("libvirt_active", kind.unit(name), text, args=args, before={"state": state[not on]}, after={"state": state[on]})
 
 
 def _autostart(kind: Kind, name: str, on: bool) -> Action:
@@ -258,12 +271,12 @@ def undo_active(host: Host, args: Mapping[str, Any]) -> None:
     _activate(host, args, not args["active"])
 
 
-def _activate(host: Host, args: Mapping[str, Any], active: bool) -> None:
+def _activate(host: Host, args: Mapping[str, Any], on: bool) -> None:
     kind, name = KINDS[args["kind"]], args["name"]
-    if is_active(host.files, kind, name) != active:
-        virsh(host, [f"{kind.prefix}-{'start' if active else 'destroy'}", name])
-    if is_active(host.files, kind, name) != active:
-        raise EngineError(f"virsh said yes, but the {kind.word} is {'not ' if active else 'still '}active. Look at libvirt's log.")
+    if (name in active(host, kind)) != on:
+        virsh(host, [f"{kind.prefix}-{'start' if on else 'destroy'}", name])
+    if (name in active(host, kind)) != on:
+        raise EngineError(f"virsh said yes, but the {kind.word} is {'not ' if on else 'still '}active. Look at libvirt's log.")
 
 
 def set_autostart(host: Host, args: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def read(host: Host) -> dict[str, Object]:
-    return objects.read(host.files, POOL, meaning)
+    return objects.read(host, POOL, meaning)
 
 
 def meaning(root: Element) -> dict[str, Any]:

@@ -6,7 +6,8 @@
 
 Huge pages: set_max_huge_pages and the boot parameters in mm/hugetlb.c. Units: systemctl(1), systemd.unit(5) (Also=), and the
 refusal "Socket service %s already active, refusing." of socket.c. libvirt: networkDefineXML and storagePoolDefineXML
-(names and UUIDs), its files as on Debian 13 (lab).
+(names and UUIDs), storagePoolUpdateStateCallback (a pool whose folder is there is active when a daemon starts), its files as on
+Debian 13 (lab).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MIB = 1024
 NETWORKS, POOLS = "/etc/libvirt/qemu/networks", "/etc/libvirt/storage"
-ACTIVE = {"net": "/run/libvirt/network", "pool": "/run/libvirt/storage"}
+ACTIVE = "/run/libvirt/network"
 DEFINED = {"net": NETWORKS, "pool": POOLS}
 #: As Debian's package brings it.
 DEFAULT = """<network>
@@ -83,6 +84,7 @@ class KvmHost:
         self.has_ksm = True
         self.answer: dict[str, Any] | None = dict(WORKS)
         self.vms = 0
+        self.pools: set[str] = set()
         #: Unit -> [LoadState, ActiveState, UnitFileState].
         self.units: dict[str, list[str]] = {}
         #: Units that do not do what systemctl is told.
@@ -111,7 +113,7 @@ class KvmHost:
     # --- Hooks of the simulated kernel -----------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
-        pages = {"pages": dict(self.pages), "ksm": self.ksm}
+        pages = {"pages": dict(self.pages), "ksm": self.ksm, "pools": set(self.pools)}
         return {**pages, "units": {name: list(unit) for name, unit in self.units.items()}}
 
     def nodes_of_tree(self) -> dict[str, str]:
@@ -127,6 +129,8 @@ class KvmHost:
                 folder = hugepages.folder_of(size, place)
                 found[f"{folder}/nr_hugepages"] = f"{self._sum(self.pages, size, place)}\n"
                 found[f"{folder}/surplus_hugepages"] = f"{self._sum(self.surplus, size, place)}\n"
+        if self._listening():
+            found["/run/libvirt/libvirt-sock"] = ""
         found.update({f"/sys/class/net/{name}/bridge/stp_state": "0\n" for name in self._bridges()})
         return found
 
@@ -143,7 +147,7 @@ class KvmHost:
 
     def _bridges(self) -> list[str]:
         """Those that active networks made."""
-        active = [text for path, text in self.sim.files.items() if path.startswith(f"{ACTIVE['net']}/")]
+        active = [text for path, text in self.sim.files.items() if path.startswith(f"{ACTIVE}/")]
         found = [ElementTree.fromstring(text).find("bridge") for text in active]
         return [bridge.get("name", "") for bridge in found if bridge is not None]
 
@@ -186,10 +190,18 @@ class KvmHost:
                 self.ksm = found[1]
         for unit in self.units.values():
             unit[1] = "active" if unit[2] == "enabled" else "inactive"
-        for verb, folder in DEFINED.items():
-            for link in [p for p in self.sim.links if p.startswith(f"{folder}/autostart/")]:
-                name = link.rpartition("/")[2][:-4]
-                self.sim.files[f"{ACTIVE[verb]}/{name}.xml"] = self.sim.files[f"{folder}/{name}.xml"]
+        for link in [p for p in self.sim.links if p.startswith(f"{NETWORKS}/autostart/")]:
+            name = link.rpartition("/")[2]
+            self.sim.files[f"{ACTIVE}/{name}"] = self.sim.files[f"{NETWORKS}/{name}"]
+        self.pools.clear()
+        self._pools_come_up()
+
+    def _pools_come_up(self) -> None:
+        for path, text in self.sim.files.items():
+            if path.startswith(f"{POOLS}/") and path.endswith(".xml"):
+                folder = ElementTree.fromstring(text).findtext("target/path") or "?"
+                if any(other.startswith(f"{folder}/") for other in self.sim.files):
+                    self.pools.add(path.rpartition("/")[2][:-4])
 
     def run(self, argv: list[str], data: str) -> tuple[int, str, str] | None:
         """None for a command that is not ours."""
@@ -211,7 +223,7 @@ class KvmHost:
     def reads(argv: list[str]) -> bool:
         """Does a command only look?"""
         words = argv[2:] if argv[0] == "timeout" else argv
-        return words[:2] == ["systemctl", "show"] or words[0] in ("getent", "virt-host-validate") or "-uuid" in "".join(words[4:5])
+        return words[:2] == ["systemctl", "show"] or words[0] in ("getent", "virt-host-validate") or "".join(words[4:5]) in ("net-uuid", "pool-uuid", "pool-list")
 
     # --- systemd ---------------------------------------------------------------------------------------------------
 
@@ -235,6 +247,9 @@ class KvmHost:
     def _change(self, verb: str, name: str) -> None:
         if verb in ("start", "stop"):
             self.units[name][1] = "active" if verb == "start" else "inactive"
+            if name in ("libvirtd.socket", "virtqemud.socket"):
+                self.pools.clear()
+                self._pools_come_up()
             return
         self.units[name][2] = f"{verb}d"
         if name.endswith(".service"):
@@ -256,14 +271,19 @@ class KvmHost:
     # --- libvirt ---------------------------------------------------------------------------------------------------
 
     def _virsh(self, words: list[str], data: str) -> tuple[int, str, str]:
-        if not any(self.units.get(n, ["", ""])[1] == "active" for n in ("libvirtd.socket", "libvirtd.service", "virtqemud.socket")):
+        if not self._listening():
             return 1, "", "error: failed to connect to the hypervisor\nerror: Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory\n"
         if words[0] in self.refusals:
             return 1, "", f"error: {self.refusals[words[0]]}\n"
         if words[0] in self.deaf:
             return 0, "", ""
+        if words[0] == "pool-list":
+            return 0, "".join(f"{name}\n" for name in sorted(self.pools)) + "\n", ""
         verb, _dash, what = words[0].partition("-")
         return self._define(verb, data) if what == "define" else self._existing(verb, what, words[1:])
+
+    def _listening(self) -> bool:
+        return any(self.units.get(n, ["", ""])[1] == "active" for n in ("libvirtd.socket", "libvirtd.service", "virtqemud.socket"))
 
     def _define(self, verb: str, data: str) -> tuple[int, str, str]:
         root = ElementTree.fromstring(data)
@@ -294,20 +314,17 @@ class KvmHost:
 
     def _existing(self, verb: str, what: str, words: list[str]) -> tuple[int, str, str]:
         path, link = f"{DEFINED[verb]}/{words[0]}.xml", f"{DEFINED[verb]}/autostart/{words[0]}.xml"
-        active = f"{ACTIVE[verb]}/{words[0]}.xml"
         files = self.sim.files
         if path not in files:
             return 1, "", f"error: failed to get {verb} '{words[0]}'\n"
         if what == "uuid":
             self._give_uuid(path)
             return 0, ElementTree.fromstring(files[path]).findtext("uuid") or "", ""
-        if what == "start":
-            if active in files:
-                return 1, "", "error: Requested operation is not valid: it is already active\n"
-            files[active] = files[path]
-        elif what == "destroy":
-            files.pop(active, None)
-        elif what == "undefine":
+        if what in ("start", "destroy"):
+            return self._switch(verb, words[0], what == "start")
+        if what == "undefine":
+            if verb == "pool" and words[0] in self.pools:
+                return 1, "", f"error: Requested operation is not valid: storage pool '{words[0]}' is still active\n"
             files.pop(path)
             self.sim.links.pop(link, None)
         elif what == "autostart" and "--disable" in words:
@@ -316,6 +333,19 @@ class KvmHost:
             self.sim.links[link] = path
         elif what == "build":
             files[(ElementTree.fromstring(files[path]).findtext("target/path") or "") + "/.keep"] = ""
+        self.sim._tree = None
+        return 0, "", ""
+
+    def _switch(self, verb: str, name: str, on: bool) -> tuple[int, str, str]:
+        files, status = self.sim.files, f"{ACTIVE}/{name}.xml"
+        if on == (status in files if verb == "net" else name in self.pools):
+            return 1, "", f"error: Requested operation is not valid: it is {'already' if on else 'not'} active\n"
+        if verb == "pool":
+            self.pools.symmetric_difference_update({name})
+        elif on:
+            files[status] = files[f"{NETWORKS}/{name}.xml"]
+        else:
+            files.pop(status)
         self.sim._tree = None
         return 0, "", ""
 

@@ -581,6 +581,28 @@ def test_a_pool():
     assert sim.exists("/srv/other")
 
 
+def test_a_pool_is_active_after_a_boot_without_a_word_of_it():
+    """Seen: then no file of libvirt's says so, and it cannot be undefined as if it were not."""
+    sim, virt = running()
+    kvm(sim, pools=[{**POOL, "autostart": False}])
+    sim.reboot()
+    assert virt.pools == {"images"}
+    calm(sim, pools=[{**POOL, "autostart": False}])
+    works(sim, pools=[{**POOL, "autostart": False, "active": False}])
+    kvm(sim, state="absent")
+    assert f"{POOLS}/images.xml" not in sim.files
+
+
+def test_no_daemon_listens_and_its_pools_come_up_with_it():
+    sim, virt = running()
+    kvm(sim, pools=[POOL])
+    for unit in virt.units.values():
+        unit[1] = "inactive"
+    virt.pools.clear()
+    sim._tree = None
+    works(sim, daemons="auto", pools=[POOL])
+
+
 @pytest.mark.parametrize(
     ("wish", "words"),
     [

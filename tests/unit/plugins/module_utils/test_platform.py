@@ -34,6 +34,7 @@ PLATFORMS = {
     "a board of a maker of that name": ({**X86, "/sys/class/dmi/id/board_vendor": "Xen\n"}, "bare_metal", None),
     "kvm": ({**dmi("QEMU", "Standard PC"), **KVM_CLOCK}, "kvm", "kvm"),
     "tcg": (dmi("QEMU", "Standard PC"), "qemu", "kvm"),
+    "a name of its own": ({**dmi("ACME", "machine"), "/sys/class/dmi/id/chassis_vendor": "QEMU\n"}, "qemu", "kvm"),
     "cloud": (dmi("Google", "Google Compute Engine"), "kvm", "kvm"),
     "vmware": (dmi("VMware, Inc.", "VMware20,1"), "vmware", "vmware"),
     "hyperv": (dmi("Microsoft Corporation", "Virtual Machine"), "hyperv", "hyperv"),
