@@ -363,7 +363,7 @@ def host_kvm(
     wish, absent = kvm.wish_of(params), params["state"] == "absent"
     with _turn(host, call):
         state = kvm.read(host, wish, absent)
-        plan = kvm.plan_absent(host, state, allow) if absent else kvm.plan(host, state, wish, allow, coming)
+        plan = kvm.plan_absent(state, allow) if absent else kvm.plan(state, wish, allow, coming)
         _raise_refusals(plan.refusals)
         if any(action.unit == HOST and action.kind != "write_file" for action in plan.actions):
             from . import sealed
@@ -380,7 +380,7 @@ def host_kvm(
             state = kvm.read(host, wish, absent)
             if not absent:
                 # The kernel had the last word on what of it came now.
-                plan.reboot_reasons = kvm.plan(host, state, wish, allow, coming).reboot_reasons
+                plan.reboot_reasons = kvm.plan(state, wish, allow, coming).reboot_reasons
     return report.result(plan, outcome, {"kvm": kvm.info(state)})
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import StateFileError
-from ..host import Files
 from ..model import HOST, Action
 from ..store import FOLDER
 
@@ -25,9 +24,8 @@ VERSION = 1
 Origin = Mapping[str, Mapping[str, Any]]
 
 
-def load(files: Files) -> dict[str, dict[str, Any]]:
+def parse(text: str | None) -> dict[str, dict[str, Any]]:
     """Raises StateFileError where it cannot be understood: what is given back is not guessed at."""
-    text = files.text(PATH)
     if text is None:
         return {}
     try:
@@ -44,10 +42,10 @@ def load(files: Files) -> dict[str, dict[str, Any]]:
     return {name: dict(part) for name, part in origin.items()}
 
 
-def write(files: Files, origin: Origin) -> Action | None:
-    """The step that puts the record there; None where it is there."""
+def write(previous: str | None, origin: Origin) -> Action | None:
+    """The step that puts the record in the place of what is there; None where that says the same."""
     kept = {name: dict(part) for name, part in sorted(origin.items()) if part}
-    if kept == load(files):
+    if kept == parse(previous):
         return None
     body = {"version": VERSION, "resource": "kvm", "origin": kept}
     text = json.dumps(body, indent=1, sort_keys=True) + "\n" if kept else None
@@ -55,7 +53,7 @@ def write(files: Files, origin: Origin) -> Action | None:
         kind="write_file",
         unit=HOST,
         text=f"record in {PATH} how it was before" if kept else f"remove the record {PATH}",
-        args={"path": PATH, "text": text, "previous": files.text(PATH), "mode": 0o600},
+        args={"path": PATH, "text": text, "previous": previous, "mode": 0o600},
     )
 
 

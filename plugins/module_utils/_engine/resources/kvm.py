@@ -38,6 +38,8 @@ class Facts:
 
     parts: Mapping[str, Any]
     origin: record.Origin
+    #: The record as it stands.
+    recorded: str | None
     #: Is a daemon of libvirt installed?
     libvirt: bool
     #: Guests that run, by name.
@@ -53,7 +55,8 @@ def wish_of(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(host: Host, wish: Wish, absent: bool = False, everything: bool = False) -> Facts:
     """What the wish names, what the record names where all is given back, or everything."""
-    origin = record.load(host.files)
+    recorded = host.files.text(record.PATH)
+    origin = record.parse(recorded)
     named = set(_PARTS) if everything else set(origin) if absent else set(wish)
     parts: dict[str, Any] = {}
     if "options" in named:
@@ -70,10 +73,10 @@ def read(host: Host, wish: Wish, absent: bool = False, everything: bool = False)
     if "pools" in named:
         parts["pools"] = pools.read(host)
     running = [name[:-4] for name in host.files.names(_RUNNING) if name.endswith(".xml")]
-    return Facts(parts, origin, any(host.files.exists(path) for path in _LIBVIRT), tuple(running))
+    return Facts(parts, origin, recorded, any(host.files.exists(path) for path in _LIBVIRT), tuple(running))
 
 
-def plan(host: Host, state: Facts, wish: Wish, allow: Collection[str], coming: bool) -> Plan:
+def plan(state: Facts, wish: Wish, allow: Collection[str], coming: bool) -> Plan:
     """`coming`: the packages are yet to be installed, by an earlier step of the same run."""
     coming = coming and not state.libvirt
     parts = state.parts
@@ -93,7 +96,7 @@ def plan(host: Host, state: Facts, wish: Wish, allow: Collection[str], coming: b
     if "pools" in wish and not result.refusals:
         result.extend(pools.plan(parts["pools"], wish["pools"], coming))
     if not result.refusals:
-        _record(host, state, result, _origin(parts, wish))
+        _record(state, result, _origin(parts, wish))
     return result
 
 
@@ -124,12 +127,12 @@ def _origin(parts: Mapping[str, Any], wish: Wish) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _record(host: Host, state: Facts, result: Plan, origin: record.Origin) -> None:
+def _record(state: Facts, result: Plan, origin: record.Origin) -> None:
     """First of all, so that a run that was cut off can still be given back. What was found as wished is recorded as soon
     as anything else is changed, so that a run that would change nothing changes nothing."""
     touched = {_part_of(action.unit) for action in result.actions}
     fresh = {name: part for name, part in origin.items() if name in touched or name in state.origin}
-    action = record.write(host.files, record.merged(state.origin, fresh)) if touched else None
+    action = record.write(state.recorded, record.merged(state.origin, fresh)) if touched else None
     result.actions = [*([action] if action else []), *result.actions]
 
 
@@ -150,7 +153,7 @@ def _part_of(unit: str) -> str:
     return next(part for start, part in _UNITS if unit.startswith(start))
 
 
-def plan_absent(host: Host, state: Facts, allow: Collection[str]) -> Plan:
+def plan_absent(state: Facts, allow: Collection[str]) -> Plan:
     """Everything as it was before the collection touched it; what it never touched, it leaves alone."""
     if state.guests and state.origin and "in_use" not in allow:
         reason = f"guests run ({', '.join(state.guests)}), and would lose their networks and who keeps their logs."
@@ -166,7 +169,7 @@ def plan_absent(host: Host, state: Facts, allow: Collection[str]) -> Plan:
     for name, part in (("users", users), ("daemons", daemons), ("ksm", ksm), ("options", options), ("hugepages", hugepages)):
         if name in origin:
             result.extend(part.restore(parts[name], origin[name]))
-    gone = record.write(host.files, {})
+    gone = record.write(state.recorded, {})
     result.actions += [gone] if gone else []
     return result
 
