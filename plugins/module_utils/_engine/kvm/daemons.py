@@ -75,6 +75,11 @@ def read(host: Host, more: Sequence[str] = ()) -> Facts:
     code, out, err = host.run(["systemctl", "show", "--property=Id,LoadState,ActiveState,UnitFileState", "--", *names])
     if code:
         raise EngineError(f"systemctl show failed: {err.strip() or code}. The daemons' units are not known without systemd.")
+    return parse(out, names)
+
+
+def parse(out: str, names: Sequence[str]) -> Facts:
+    """What systemctl show prints; units of which it says nothing are not there."""
     found = {}
     for block in out.strip().split("\n\n"):
         said = dict(line.partition("=")[::2] for line in block.splitlines())

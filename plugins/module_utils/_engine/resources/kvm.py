@@ -64,7 +64,7 @@ def read(host: Host, wish: Wish, absent: bool = False, everything: bool = False)
     if "hugepages" in named:
         parts["hugepages"] = hugepages.read(host, wished=not everything)
     if named & {"daemons", "ksm"}:
-        parts["daemons"] = daemons.read(host, ksm.TUNERS)
+        parts["daemons"] = _daemons(host, lenient=everything)
         parts["ksm"] = ksm.read(host, [name for name in ksm.TUNERS if parts["daemons"][name].up])
     if "users" in named:
         parts["users"] = users.read(host, wish.get("users") or ())
@@ -74,6 +74,16 @@ def read(host: Host, wish: Wish, absent: bool = False, everything: bool = False)
         parts["pools"] = pools.read(host)
     running = [name[:-4] for name in host.files.names(_RUNNING) if name.endswith(".xml")]
     return Facts(parts, origin, recorded, any(host.files.exists(path) for path in _LIBVIRT), tuple(running))
+
+
+def _daemons(host: Host, lenient: bool) -> daemons.Facts:
+    """Who only asks is told of a host without systemd as well: it has none of the units."""
+    try:
+        return daemons.read(host, ksm.TUNERS)
+    except EngineError:
+        if not lenient:
+            raise
+        return daemons.parse("", [*daemons.everything(), *ksm.TUNERS])
 
 
 def plan(state: Facts, wish: Wish, allow: Collection[str], coming: bool) -> Plan:

@@ -700,6 +700,16 @@ def test_kvm_info():
     assert (info["users"], info["running"], info["ksm"]) == (["alice"], True, True)
 
 
+def test_kvm_info_of_a_host_that_has_nothing():
+    sim = lab()
+    sim.missing |= {"systemctl", "virt-host-validate", "timeout"}
+    info = engine.kvm_info(sim.host())["kvm"]
+    assert (info["module"], info["daemons"], info["running"], info["ksm"], info["networks"]) == (None, None, False, None, [])
+    assert info["validate"] is None
+    assert "There is no /dev/kvm" in info["proof"]["reason"]
+    refused(sim, "not known without systemd", daemons="auto")
+
+
 def test_what_kvm_info_returns_is_a_wish_for_kvm():
     sim, _virt = running()
     kvm(sim, **EVERYTHING)
