@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import modprobe, platform
 from ..host import Files, Host
-from ..model import Plan, Refusal
+from ..model import Action, Plan, Refusal
 from ..plain import dataclass
 
 UNIT = "KVM"
@@ -30,6 +30,7 @@ PARAMETERS: Mapping[str, Mapping[str, str]] = {
 }
 _BY_FLAG = {"vmx": "kvm_intel", "svm": "kvm_amd", "sie": "kvm"}
 _ON = ("Y", "1")
+_LOAD = "load it"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,20 @@ def plan(facts: Facts, wish: Mapping[str, bool]) -> Plan:
         reason = f"{facts.module} has no parameter for {', '.join(lacking)}."
         return Plan(refusals=[Refusal(UNIT, reason, f"Leave {_options(dict.fromkeys(lacking))} unset. Nothing was changed.")])
     values: dict[str, str | None] = {has[name]: "1" if on else "0" for name, on in wish.items()}
-    return modprobe.plan({facts.module: facts.state}, {facts.module: values}, _reloadable(facts), UNIT)
+    result = modprobe.plan({facts.module: facts.state}, {facts.module: values}, _reloadable(facts), UNIT)
+    return result if result.refusals else _load(facts.state, result, values)
+
+
+def _load(state: modprobe.Module, result: Plan, values: Mapping[str, str | None]) -> Plan:
+    """A module that is not loaded, as after a run that was cut off while it loaded it again, is loaded."""
+    wanted = {param: value for param, value in values.items() if value is not None}
+    if state.loaded or state.builtin or not wanted:
+        return result
+    if not result.actions:
+        args: dict[str, Any] = {"module": state.name, "text": state.text, "previous": state.text, "set": {}, "was": {}, "reload": {}}
+        result.actions = [Action("set_module_options", UNIT, _LOAD, args=args, before={"loaded": False}, after={"loaded": True})]
+    result.actions = [_with_reload(action, state.name, wanted) for action in result.actions]
+    return result
 
 
 def _options(wish: Mapping[str, Any]) -> str:
@@ -93,9 +107,11 @@ def restore(facts: Facts, before: Mapping[str, str | None]) -> Plan:
     """Our words go. The value that the module has by itself comes with its next load, which is now where nobody uses it."""
     if facts.module is None or facts.state is None:
         return Plan()
-    running = facts.state.running
+    state, running = facts.state, facts.state.running
     result = modprobe.plan({facts.module: facts.state}, {facts.module: dict.fromkeys(before)}, _reloadable(facts), UNIT)
     back = {p: value for p, value in before.items() if value is not None and not modprobe.same(running.get(p, value), value)}
+    if not state.loaded:
+        return _load(state, result, before)
     if back and _reloadable(facts):
         result.actions = [_with_reload(action, facts.module, back) for action in result.actions]
     elif back:
@@ -103,10 +119,11 @@ def restore(facts: Facts, before: Mapping[str, str | None]) -> Plan:
     return result
 
 
-def _with_reload(action: Any, module: str, back: Mapping[str, str]) -> Any:
+def _with_reload(action: Action, module: str, values: Mapping[str, str]) -> Action:
     if action.args["reload"]:
         return action
-    return replace(action, text=f"{action.text}; load {module} again", args={**action.args, "reload": dict(back)})
+    text = f"{action.text}; load {module} again" if action.text != _LOAD else _LOAD
+    return replace(action, text=text, args={**action.args, "reload": dict(values)})
 
 
 def info(facts: Facts) -> dict[str, Any]:

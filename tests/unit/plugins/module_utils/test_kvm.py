@@ -717,3 +717,81 @@ def test_what_kvm_info_returns_is_a_wish_for_kvm():
     wish = {name: value for name, value in info.items() if name in spec.MODULES["kvm"] and value is not None}
     assert set(wish) == {"nested", "paging", "hugepages", "ksm", "daemons", "users", "networks", "pools"}
     calm(sim, **wish)
+
+
+# --- Each part alone, and a run that is killed ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [part for part in EVERYTHING if part != "daemons"])
+def test_each_part_alone_is_made_and_given_back(part):
+    sim, virt = running()
+    before, virtual = sim.snapshot(), virt.snapshot()
+    works(sim, **{part: EVERYTHING[part]})
+    assert set(json.loads(sim.files.get(record.PATH, '{"origin": {}}'))["origin"]) <= {part, "options"}
+    works(sim, state="absent")
+    assert (virt.snapshot(), sim.snapshot()["params"]) == (virtual, before["params"])
+    assert record.PATH not in sim.files
+
+
+class Killed(BaseException):
+    """SIGKILL."""
+
+
+def kill(sim, number, **wish):
+    """Let a run do so many of its steps, and nothing after them. False when it ended before."""
+    begin, run, last = sim._begin, sim.run, len(sim.log) + number
+
+    def beginning(what, path, data):
+        if len(sim.log) >= last:
+            raise Killed
+        begin(what, path, data)
+
+    def running_on(argv, data=""):
+        if len(sim.log) >= last and not sim.virt.reads(argv):
+            raise Killed
+        return run(argv, data)
+
+    sim._begin, sim.run = beginning, running_on
+    try:
+        kvm(sim, **wish)
+    except Killed:
+        return True
+    finally:
+        sim._begin, sim.run = begin, run
+    return False
+
+
+@pytest.mark.parametrize("after", [EVERYTHING, {"state": "absent"}], ids=["again", "given back"])
+def test_a_run_that_was_killed_is_ended_by_the_next(after):
+    number = 0
+    while True:
+        sim, virt = host()
+        before, virtual = sim.snapshot(), virt.snapshot()
+        if not kill(sim, number, **EVERYTHING):
+            break
+        if after is not EVERYTHING:
+            done = kvm(sim, **after)
+            assert done["failures"] == {}
+            assert (virt.snapshot(), sim.snapshot()["params"]) == (virtual, before["params"]), number
+        else:
+            works(sim, **after)
+            assert sim.snapshot()["params"]["kvm_amd"] == (True, {"nested": "N", "npt": "Y"})
+        number += 1
+    assert number > 15
+
+
+def test_giving_back_that_was_killed_is_ended_by_the_next():
+    number = 0
+    while True:
+        sim, virt = host()
+        virtual = virt.snapshot()
+        kvm(sim, **EVERYTHING)
+        if not kill(sim, number, state="absent"):
+            break
+        done = kvm(sim, state="absent")
+        assert done["failures"] == {}, number
+        assert virt.snapshot() == virtual, number
+        assert sim.params["kvm_amd"].loaded
+        assert record.PATH not in sim.files
+        number += 1
+    assert number > 10
