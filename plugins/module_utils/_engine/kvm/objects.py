@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError
@@ -180,8 +181,6 @@ def origin(now: Mapping[str, Object], wishes: Sequence[Mapping[str, Any]]) -> di
 
 def predicted(plan: Plan) -> Plan:
     """libvirt is not there yet: what its packages bring along nobody knows."""
-    from dataclasses import replace
-
     plan.actions = [replace(action, certainty=PREDICTED) for action in plan.actions]
     return plan
 
