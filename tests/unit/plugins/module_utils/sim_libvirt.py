@@ -41,11 +41,14 @@ DEFAULT = """<network>
   </ip>
 </network>
 """
+_NO_DAEMON = """error: failed to connect to the hypervisor
+error: Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory
+"""
 WORKS = {"api": 12, "vm": True, "ran": True, "step": None, "errno": None}
 VALIDATE = """  QEMU: Checking for hardware virtualization                                 : PASS
   QEMU: Checking if device '/dev/kvm' exists                                 : PASS
-  QEMU: Checking for device assignment IOMMU support                         : WARN (No ACPI IVRS table found, IOMMU either disabled in BIOS or not supported by this hardware platform)
-  QEMU: Checking for secure guest support                                    : WARN (AMD Secure Encrypted Virtualization appears to be disabled in kernel. Use mem_encrypt=on kvm_amd.sev=1)
+  QEMU: Checking for device assignment IOMMU support                         : WARN (No ACPI IVRS table found, IOMMU either disabled in BIOS or not supported)
+  QEMU: Checking for secure guest support                                    : WARN (Unknown if this platform has Secure Guest support)
 """
 
 
@@ -223,7 +226,8 @@ class KvmHost:
     def reads(argv: list[str]) -> bool:
         """Does a command only look?"""
         words = argv[2:] if argv[0] == "timeout" else argv
-        return words[:2] == ["systemctl", "show"] or words[0] in ("getent", "virt-host-validate") or "".join(words[4:5]) in ("net-uuid", "pool-uuid", "pool-list")
+        asks = "".join(words[4:5]) in ("net-uuid", "pool-uuid", "pool-list")
+        return asks or words[:2] == ["systemctl", "show"] or words[0] in ("getent", "virt-host-validate")
 
     # --- systemd ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +276,7 @@ class KvmHost:
 
     def _virsh(self, words: list[str], data: str) -> tuple[int, str, str]:
         if not self._listening():
-            return 1, "", "error: failed to connect to the hypervisor\nerror: Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory\n"
+            return 1, "", _NO_DAEMON
         if words[0] in self.refusals:
             return 1, "", f"error: {self.refusals[words[0]]}\n"
         if words[0] in self.deaf:
