@@ -361,7 +361,7 @@ def host_kvm(
     from .resources import kvm
 
     wish, absent = kvm.wish_of(params), params["state"] == "absent"
-    with _turn(host, call):
+    with turn(host, call):
         state = kvm.read(host, wish, absent)
         plan = kvm.plan_absent(state, allow) if absent else kvm.plan(state, wish, allow, coming)
         _raise_refusals(plan.refusals)
