@@ -20,6 +20,8 @@ import pytest
 CUTS = int(os.environ.get("IOVIRT_BOOT_CUTS", "0"))
 SEED = int(os.environ.get("IOVIRT_BOOT_SEED", "1"))
 WISHES: list[dict[str, Any]] = [{"mode": "passthrough"}, {"state": "absent"}]
+
+
 def settle(lab: Any, wish: dict[str, Any]) -> None:
     """A run converges, and a second one finds nothing to do."""
     first, second = lab.engine(("iommu", wish), ("iommu", wish))

@@ -665,10 +665,13 @@ def _set_file(host: Host, args: Args, text: str | None) -> None:
 def _later(module: str, do: str, undo: str) -> Step:
     """A step of a module that is imported when the step is taken: a run pays for what it does (docs/dev/benchmarks.md)."""
 
-    def call(name: str) -> Callable[[Host, Args], None]:
-        return lambda host, args: getattr(importlib.import_module(f"{__package__}.{module}"), name)(host, args)
+    def named(name: str) -> Callable[[Host, Args], None]:
+        def call(host: Host, args: Args) -> None:
+            getattr(importlib.import_module(f"{__package__}.{module}"), name)(host, args)
 
-    return Step(call(do), call(undo))
+        return call
+
+    return Step(named(do), named(undo))
 
 
 def _packed() -> tuple[Any, ...]:

@@ -142,7 +142,7 @@ def same(one: str | None, other: str | None) -> bool:
         parts = one.split(","), other.split(",")
         return len(parts[0]) == len(parts[1]) and all(map(same, *parts))
     if "Y" in (one, other) or "N" in (one, other):
-        return _switch(one) == _switch(other) is not None
+        return _switch(one) is not None and _switch(one) == _switch(other)
     numbers = _number(one), _number(other)
     return one == other if None in numbers else numbers[0] == numbers[1]
 

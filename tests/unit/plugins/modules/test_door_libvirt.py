@@ -20,15 +20,24 @@ class Module:
         raise Ended(msg)
 
 
+def raising(error, text=""):
+    """A function that does nothing but raise, with its argument."""
+
+    def called(word):
+        raise error(text + word)
+
+    return called
+
+
 @pytest.fixture
 def without(monkeypatch):
     """No libvirt here; another Python has it or not."""
 
     def arrange(elsewhere, respawned=False):
-        monkeypatch.setattr(_door.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+        monkeypatch.setattr(_door.importlib, "import_module", raising(ImportError))
         monkeypatch.setattr(respawn, "has_respawned", lambda: respawned)
         monkeypatch.setattr(respawn, "probe_interpreters_for_module", lambda paths, name: elsewhere)
-        monkeypatch.setattr(respawn, "respawn_module", lambda path: (_ for _ in ()).throw(Ended(f"again under {path}")))
+        monkeypatch.setattr(respawn, "respawn_module", raising(Ended, "again under "))
 
     return arrange
 
