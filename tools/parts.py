@@ -35,7 +35,7 @@ class Part:
     # Parts that have to pass before.
     after: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    limit: int = 600
+    limit: int = 1200
 
 
 # --- what a part needs ----------------------------------------------------------------------------------------
