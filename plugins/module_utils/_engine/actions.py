@@ -334,7 +334,11 @@ def _restore(host: Host, address: str, override: str | None, driver: str | None)
 
 def _native(host: Host, address: str) -> str | None:
     modalias = host.files.attr(f"{DEVICES}/{address}/modalias") or ""
-    return aliases.native_drivers(host.files, [modalias], host.files.names(DRIVERS)).get(modalias)
+    drivers_now = host.files.names(DRIVERS)
+    key = (modalias, *drivers_now)
+    if key not in host.natives:
+        host.natives[key] = aliases.native_drivers(host.files, [modalias], drivers_now).get(modalias)
+    return host.natives[key]
 
 
 def _unbind(host: Host, address: str) -> None:

@@ -439,6 +439,8 @@ class Host:
     python: str = "/usr/bin/python3"
     #: The connection to libvirt (guests/virt.py), made when it is first asked for; None where nobody speaks of guests.
     libvirt: Callable[[], Any] | None = None
+    #: Modalias and the drivers there are -> the driver of its own, once looked up: the table has over 10 000 lines.
+    natives: dict[tuple[str, ...], str | None] = field(default_factory=dict)
 
     def wait(self, ready: Callable[[], bool], limit: float) -> bool:
         """Poll until ready or until limit seconds have passed; the last answer."""

@@ -455,6 +455,20 @@ def test_a_driver_that_lowers_what_it_takes_meanwhile():
     assert "It takes 7 at most by now (sriov_totalvfs" in failed(sim, sriov=[at(PF1, vf_count=5)])
 
 
+def test_the_table_of_aliases_is_not_read_for_each_vf():
+    """It has over 10 000 lines; VFs of one kind have one answer."""
+    sim = lab(igbvf_loaded=True)
+    text, tables = sim.text, []
+    sim.text = lambda path: (tables.append(path) if path.endswith("modules.alias") else None) or text(path)
+
+    def reads(count):
+        tables.clear()
+        call(sim, sriov=[at(PF1, vf_count=count, vf_defaults={"driver": "default"})])
+        return len(tables)
+
+    assert reads(2) == reads(7)
+
+
 def netdev_of_vf(sim):
     call(sim, sriov=[at(PF1, vf_count=1, vf_defaults={"driver": "default"})])
     return sim.functions[PF1].vfs[0]
