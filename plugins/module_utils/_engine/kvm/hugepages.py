@@ -113,7 +113,7 @@ def plan(facts: Facts, wishes: Sequence[Mapping[str, Any]], allow: Sequence[str]
     if refusals or facts.parameters is None:
         return Plan(refusals=refusals)
     wanted = {(parse(w["size"]) or 0, w.get("numa_node")): w["count"] for w in wishes}
-    words = boot_words(facts, wanted)
+    words = boot_words(facts.parameters.loader, wanted)
     boot = kernel_cmdline.plan(facts.parameters, kernel_cmdline.Wish(present=words), allow)
     result = Plan(actions=boot.actions, refusals=boot.refusals, warnings=boot.warnings)
     booted_with = not cmdline.unmet(facts.parameters.running, words, ())
@@ -147,11 +147,10 @@ def _set(key: Key, now: int, count: int, certainty: str, strict: bool) -> Action
     )
 
 
-def boot_words(facts: Facts, wanted: Mapping[Key, int]) -> list[str]:
+def boot_words(loader: Loader, wanted: Mapping[Key, int]) -> list[str]:
     """hugepagesz=2M hugepages=512, or hugepages=0:256,1:256 for nodes. None for a size of which none are wished and of
     which nobody speaks."""
     words = []
-    loader: Loader = facts.parameters.loader  # type: ignore[union-attr]
     for size in sorted({size for size, _node in wanted}):
         per_node = {node: count for (s, node), count in wanted.items() if s == size and node is not None}
         count = ",".join(f"{node}:{n}" for node, n in sorted(per_node.items())) or str(wanted.get((size, None), 0))
