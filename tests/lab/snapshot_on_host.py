@@ -10,6 +10,7 @@ files of the host's configuration. Left out is what changes by itself, and sriov
 import os
 import re
 import subprocess
+import time
 
 DEVICES = "/sys/bus/pci/devices"
 
@@ -75,6 +76,20 @@ def netlink():
             yield f"ip {family}: " + PASSING_WORDS.sub("", line)
 
 
+def settle(limit=20.0):
+    """Wait until the network is at rest. A port that a test before has used gets its carrier, and then its addresses and their
+    routes, seconds later, by the kernel alone: the route of an address comes when it is known to be unique."""
+    end = time.monotonic() + limit
+    before = None
+    while time.monotonic() < end:
+        shown = subprocess.run(["ip", "-o", "addr", "show"], capture_output=True, text=True, check=True).stdout
+        now = list(netlink())
+        if now == before and not re.search(r" (tentative|optimistic)\b", shown):
+            return
+        before = now
+        time.sleep(1.5)
+
+
 def _modules():
     with open("/proc/modules", encoding="ascii") as handle:
         yield from sorted(f"module {line.split()[0]}" for line in handle)
@@ -92,4 +107,5 @@ def _files():
 
 
 if __name__ == "__main__":
+    settle()
     print(snapshot())

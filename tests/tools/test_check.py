@@ -46,6 +46,20 @@ def test_failure_is_counted_and_stops_what_builds_on_it(check, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 1 failed"
 
 
+def test_the_end_of_the_output_says_what_failed_and_what_passed_late(check, capsys):
+    late = "echo 'WARNING: second try: tests/a.py::b'; echo '1 failed, 2 passed in 1.0s'; echo '1 passed in 1.0s'"
+    results = outcomes(
+        check,
+        check.Part("late", "", [["sh", "-c", late]]),
+        check.Part("bad", "", [["sh", "-c", "echo 'FAILED tests/c.py::d - why'; exit 1"]]),
+    )
+    assert (results["late"].passed, results["late"].failed) == (3, 0)
+    check.report(list(results.values()), 1.0)
+    out = capsys.readouterr().out
+    assert "passed at the second try only:\n  late  tests/a.py::b\n" in out
+    assert "failed: bad: `sh` ended with 1\n  | FAILED tests/c.py::d - why\n" in out
+
+
 def test_nothing_ran_is_no_success(check):
     results = outcomes(check, check.Part("absent", "", [["true"]], hindrance="no"))
     assert check.report(list(results.values()), 1.0) == 1
