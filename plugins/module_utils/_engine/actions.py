@@ -51,9 +51,41 @@ class Step:
 
 
 def _set_vf_count(host: Host, args: Args) -> None:
-    _recount(host, args["pf"], args["to"], args["autoprobe"])
-    if not args["hold"]:
-        _let_probe(host, args["pf"], args["to"], args["reserved"], args["autoprobe"], args["held_back"])
+    _raise_first(_set_vf_counts(host, [args]))
+
+
+def _set_vf_counts(host: Host, arguments: Sequence[Args]) -> list[Exception | None]:
+    """Cards at the same time, as one may take a minute; the functions of one card, whose firmware they share, one after
+    the other."""
+    errors: dict[str, Exception] = {}
+    for together in _rounds(arguments):
+        errors.update(_recount_all(host, together))
+    for args in arguments:
+        if args["pf"] not in errors and not args["hold"]:
+            try:
+                _let_probe(host, args["pf"], args["to"], args["reserved"], args["autoprobe"], args["held_back"])
+            except (EngineError, OSError) as error:
+                errors[args["pf"]] = error
+    return [errors.get(args["pf"]) for args in arguments]
+
+
+def _rounds(arguments: Sequence[Args]) -> list[list[Args]]:
+    """The first function of each card, then the second ones, and so on."""
+    rounds: list[list[Args]] = []
+    taken: dict[str, int] = {}
+    for args in arguments:
+        card = args["pf"].rpartition(".")[0] or args["pf"]
+        number = taken[card] = taken.get(card, -1) + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(args)
+    return rounds
+
+
+def _raise_first(errors: Sequence[Exception | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def _undo_vf_count(host: Host, args: Args) -> None:
@@ -112,19 +144,34 @@ def _autoprobe(pf: str) -> str:
 
 
 def _recount(host: Host, pf: str, count: int, autoprobe: bool) -> None:
-    """Zero first, then the count. From then on probing is held back: the VFs wait for what they get before a driver."""
+    _raise_first(list(_recount_all(host, [{"pf": pf, "to": count, "autoprobe": autoprobe}]).values()))
+
+
+def _recount_all(host: Host, arguments: Sequence[Args]) -> dict[str, Exception]:
+    """Zero first, then the count. From then on probing is held back: the VFs wait for what they get before a driver.
+    PF -> what went wrong."""
+    errors: dict[str, Exception] = {}
+    for args in arguments:
+        try:
+            _hold_back(host, args["pf"], args["autoprobe"])
+        except (EngineError, OSError) as error:
+            errors[args["pf"]] = error
+    begun = [args for args in arguments if args["pf"] not in errors]
+    _write_counts(host, {args["pf"]: 0 for args in begun if _count(host, args["pf"])}, errors)
+    _write_counts(host, {args["pf"]: args["to"] for args in begun if args["to"] and args["pf"] not in errors}, errors)
+    for args in begun:
+        if args["pf"] in errors:
+            # If this fails too, the undo tries it again and says so.
+            with contextlib.suppress(OSError):
+                _hold_probing(host, args["pf"], args["autoprobe"], False)
+    return errors
+
+
+def _hold_back(host: Host, pf: str, autoprobe: bool) -> None:
     if autoprobe and host.files.exists(_autoprobe(pf)):
         # Said before it is done: a run that is cut off here leaves it off, and that is not the operator's will.
         host.files.replace(store.held_back(pf), "", mode=0o600)
     _hold_probing(host, pf, autoprobe, True)
-    try:
-        if _count(host, pf):
-            _write_count(host, pf, 0)
-        if count:
-            _write_count(host, pf, count)
-    except BaseException:
-        _hold_probing(host, pf, autoprobe, False)
-        raise
 
 
 def _let_probe(
@@ -156,17 +203,25 @@ def _undo_resume(host: Host, args: Args) -> None:
     """To leave probing off again would be to do what nobody wished."""
 
 
-def _write_count(host: Host, pf: str, count: int) -> None:
-    try:
-        host.files.write(f"{sysfs.device(pf)}/sriov_numvfs", str(count), limit=COUNT_LIMIT)
-    except OSError as error:
-        advice = _count_advice(host, pf, error)
-        raise EngineError(f"the kernel answered {explain(error)} to {count} VFs. {advice}") from None
-    if not host.wait(lambda: _count(host, pf) == count, APPEAR_LIMIT):
-        raise EngineError(
-            f"the kernel accepted {count} VFs, but {_count(host, pf)} are there after {APPEAR_LIMIT:g} s. "
-            "The driver may allow fewer; look at the kernel log."
-        )
+def _write_counts(host: Host, counts: Mapping[str, int], errors: dict[str, Exception]) -> None:
+    """Write the counts of several PFs at the same time; what went wrong is noted in errors."""
+    paths = {pf: f"{sysfs.device(pf)}/sriov_numvfs" for pf in counts}
+    failed = host.files.write_together({paths[pf]: str(count) for pf, count in counts.items()}, COUNT_LIMIT)
+    for pf, count in counts.items():
+        error = failed.get(paths[pf]) or _fewer(host, pf, count)
+        if isinstance(error, OSError):
+            error = EngineError(f"the kernel answered {explain(error)} to {count} VFs. {_count_advice(host, pf, error)}")
+        if error is not None:
+            errors[pf] = error
+
+
+def _fewer(host: Host, pf: str, count: int) -> EngineError | None:
+    if host.wait(lambda: _count(host, pf) == count, APPEAR_LIMIT):
+        return None
+    return EngineError(
+        f"the kernel accepted {count} VFs, but {_count(host, pf)} are there after {APPEAR_LIMIT:g} s. "
+        "The driver may allow fewer; look at the kernel log."
+    )
 
 
 def _count_advice(host: Host, pf: str, error: OSError) -> str:
@@ -334,11 +389,7 @@ def _restore(host: Host, address: str, override: str | None, driver: str | None)
 
 def _native(host: Host, address: str) -> str | None:
     modalias = host.files.attr(f"{DEVICES}/{address}/modalias") or ""
-    drivers_now = host.files.names(DRIVERS)
-    key = (modalias, *drivers_now)
-    if key not in host.natives:
-        host.natives[key] = aliases.native_drivers(host.files, [modalias], drivers_now).get(modalias)
-    return host.natives[key]
+    return aliases.natives(host.files, host.natives, [modalias], host.files.names(DRIVERS))[modalias]
 
 
 def _unbind(host: Host, address: str) -> None:
@@ -689,7 +740,7 @@ def _packed() -> tuple[Any, ...]:
 
 
 TABLE: Mapping[str, Step] = {
-    "set_vf_count": Step(_set_vf_count, _undo_vf_count),
+    "set_vf_count": Step(_set_vf_count, _undo_vf_count, _set_vf_counts),
     "resume_probing": Step(_resume_probing, _undo_resume),
     "probe_vfs": Step(_probe_vfs, _undo_probe_vfs),
     "set_vf_attributes": Step(link.set_vf_attributes, link.undo_vf_attributes, link.set_many),

@@ -186,6 +186,18 @@ def native_drivers(files: Files, modaliases: Iterable[str], drivers: Iterable[st
     return found
 
 
+def natives(
+    files: Files, known_ones: dict[tuple[str, ...], str | None], modaliases: Iterable[str], drivers: Iterable[str]
+) -> dict[str, str | None]:
+    """As native_drivers, for all that are asked for; what `known_ones` has is not looked up again."""
+    registered = tuple(sorted(drivers))
+    keys = {modalias: (modalias, *registered) for modalias in modaliases}
+    missing = {modalias for modalias, key in keys.items() if key not in known_ones}
+    found = native_drivers(files, missing, registered)
+    known_ones.update({keys[modalias]: found.get(modalias) for modalias in missing})
+    return {modalias: known_ones[key] for modalias, key in keys.items()}
+
+
 def _modinfo(files: Files) -> str:
     """What modules say of themselves that are built in, NUL between the entries."""
     try:

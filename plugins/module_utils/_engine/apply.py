@@ -66,18 +66,27 @@ def _stages(actions: list[Action]) -> list[list[_Turn]]:
 
 def _stage(host: Host, turns: list[_Turn], outcome: Outcome, deadline: float | None) -> None:
     for turn in turns:
-        if deadline is not None and host.clock() > deadline:
-            outcome.failures[turn.unit] = _too_late(turn.unit)
-            turn.todo.clear()
+        _in_time(host, [turn], outcome, deadline)
         _go_on(host, turn, outcome)
     while any(turn.todo for turn in turns):
         kind = next(turn.todo[0].kind for turn in turns if turn.todo)
         together = [turn for turn in turns if turn.todo and turn.todo[0].kind == kind]
-        _together(host, together, outcome)
+        together = _in_time(host, together, outcome, deadline)
+        if together:
+            _together(host, together, outcome)
         for turn in together:
             _go_on(host, turn, outcome)
     for turn in turns:
         outcome.done += turn.done
+
+
+def _in_time(host: Host, turns: list[_Turn], outcome: Outcome, deadline: float | None) -> list[_Turn]:
+    """Those that may go on: past the deadline none that has not begun."""
+    late = [turn for turn in turns if turn.todo and not turn.done and deadline is not None and host.clock() > deadline]
+    for turn in late:
+        outcome.failures[turn.unit] = _too_late(turn.unit)
+        turn.todo.clear()
+    return [turn for turn in turns if turn not in late]
 
 
 def _go_on(host: Host, turn: _Turn, outcome: Outcome) -> None:

@@ -162,6 +162,13 @@ def version(sources: Mapping[str, str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def brought(host: Host) -> str:
+    """The version of the engine that the door brought, which stays the same as long as the call lasts."""
+    if not host.version and host.sources is not None:
+        host.version = version(host.sources())
+    return host.version
+
+
 def read(files: Files, python: str) -> dict[str, Any]:
     """What is installed: the version of the engine and the text of each file."""
     return {
@@ -251,18 +258,9 @@ def _removal(now: Mapping[str, Any]) -> Action:
 def install(host: Host, args: Mapping[str, Any]) -> None:
     if host.sources is None:
         raise EngineError("internal: this door carries no engine to install.")
-    folder = f"{HOME}/engine/{args['version']}"
-    # A file that is there already keeps its time of change: Python takes bytecode of another time for outdated.
-    missing = {
-        name: text
-        for name, text in engine_files(host.sources()).items()
-        if _is_other(host.files, f"{folder}/{name}", text)
-    }
-    for name, text in missing.items():
-        host.files.replace(f"{folder}/{name}", text)
-    # Bytecode beside it, so that neither the replay nor the next run compiles (docs/dev/benchmarks.md). All works without.
-    if missing or not host.files.exists(f"{folder}/{PACKAGE}/__pycache__"):
-        host.run([host.python, "-I", "-m", "compileall", "-q", folder])
+    if args["previous"]["version"] != args["version"]:
+        # 'current' points to a version when that is there whole.
+        _put_engine(host, f"{HOME}/engine/{args['version']}", engine_files(host.sources()))
     wanted = wanted_files(host.python, args["declared"], args["ours"])
     others = [path for path, (text, _mode) in wanted.items() if _is_other(host.files, path, text)]
     for path in others:
@@ -275,6 +273,16 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     if RULES in others:
         _mark(host, _ports_in(args["previous"]["files"].get(RULES) or "") ^ set(args["ours"]))
     _remove_engines(host, keep=args["version"])
+
+
+def _put_engine(host: Host, folder: str, wanted: Mapping[str, str]) -> None:
+    # A file that is there already keeps its time of change: Python takes bytecode of another time for outdated.
+    missing = {name: text for name, text in wanted.items() if _is_other(host.files, f"{folder}/{name}", text)}
+    for name, text in missing.items():
+        host.files.replace(f"{folder}/{name}", text)
+    # Bytecode beside it, so that neither the replay nor the next run compiles (docs/dev/benchmarks.md). All works without.
+    if missing or not host.files.exists(f"{folder}/{PACKAGE}/__pycache__"):
+        host.run([host.python, "-I", "-m", "compileall", "-q", folder])
 
 
 def _ports_in(rules: str) -> set[str]:

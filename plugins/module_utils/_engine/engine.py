@@ -232,7 +232,7 @@ def _add_replay(host: Host, state: State, plan: Plan, recorded: Mapping[str, Map
     if not declare:
         plan.actions = [*boot.follow(state, declared, ours), *plan.actions]
     elif host.sources is not None:
-        version = boot.version(host.sources()) if declared else ""
+        version = boot.brought(host) if declared else ""
         actions = boot.plan(state, declared, version, host.python, ours)
         plan.actions = [*actions, *plan.actions] if declared else [*plan.actions, *actions]
 

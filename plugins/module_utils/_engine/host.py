@@ -56,6 +56,7 @@ class Files(Protocol):
     def changed(self, path: str) -> float | None: ...
     def ask_kvm(self, path: str, limit: float) -> dict[str, Any] | None: ...
     def write(self, path: str, data: str, limit: float | None = None) -> None: ...
+    def write_together(self, writes: Mapping[str, str], limit: float) -> dict[str, Exception]: ...
     def replace(self, path: str, text: str, mode: int = 0o644) -> None: ...
     def replace_data(self, path: str, data: bytes, mode: int = 0o644) -> None: ...
     def copy(self, source: str, path: str, mode: int = 0o644) -> None: ...
@@ -183,7 +184,21 @@ class FileSystem:
         if limit is None:
             _write_attribute(self._real(path), data)
         else:
-            _write_detached(self._real(path), data, limit)
+            real = self._real(path)
+            _end_write(_begin_write(real, data), real, data, limit, time.monotonic() + limit)
+
+    def write_together(self, writes: Mapping[str, str], limit: float) -> dict[str, Exception]:
+        """Write several attributes at the same time, each as with a limit. Path -> what went wrong: OSError, or Stuck for
+        one that has not returned within limit seconds."""
+        children = {path: _begin_write(self._real(path), data) for path, data in writes.items()}
+        end = time.monotonic() + limit
+        failed: dict[str, Exception] = {}
+        for path, child in children.items():
+            try:
+                _end_write(child, self._real(path), writes[path], limit, end)
+            except (OSError, Stuck) as error:
+                failed[path] = error
+        return failed
 
     def replace(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file so that after a crash either the old or the new content is there, never half of one."""
@@ -335,11 +350,16 @@ def _write_attribute(real: str, data: str) -> None:
         os.close(handle)
 
 
-def _write_detached(real: str, data: str, limit: float) -> None:
+def _begin_write(real: str, data: str) -> int:
+    """The child that writes."""
     child = os.fork()
     if child == 0:
         _child_write(real, data)
-    status = _wait_for_child(child, limit)
+    return child
+
+
+def _end_write(child: int, real: str, data: str, limit: float, end: float) -> None:
+    status = _wait_for_child(child, end - time.monotonic())
     if status is None:
         raise Stuck(f"the write of {data!r} to {real} has not returned within {limit:g} s")
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else errno.EINTR
@@ -359,7 +379,7 @@ def _wait_for_child(child: int, limit: float) -> int | None:
         if time.monotonic() >= end:
             return None
         time.sleep(pause)
-        pause = min(pause * 2, 0.1)
+        pause = min(pause * 2, 0.02)
 
 
 def _child_write(real: str, data: str) -> None:
@@ -441,6 +461,8 @@ class Host:
     libvirt: Callable[[], Any] | None = None
     #: Modalias and the drivers there are -> the driver of its own, once looked up: the table has over 10 000 lines.
     natives: dict[tuple[str, ...], str | None] = field(default_factory=dict)
+    #: The version of the engine that this door brought, once worked out (boot.brought).
+    version: str = ""
 
     def wait(self, ready: Callable[[], bool], limit: float) -> bool:
         """Poll until ready or until limit seconds have passed; the last answer."""

@@ -55,7 +55,7 @@ def read_state(host: Host, needs: Needs) -> State:
     netdevs = _with_made_up(files, functions, netdevs)
     found = State(functions=functions, netdevs=netdevs)
     places = identity.locate(found, documents)
-    functions = _with_native(files, found.functions, places.stored, drivers)
+    functions = _with_native(host, found.functions, places.stored, drivers)
     variants = _read_variants(files, functions, drivers) if needs.variants or BEST in needs.drivers else {}
     wanted = (_wanted_drivers(needs, variants) | store.recorded_overrides(places.stored)) - drivers
     without = {f.native for f in functions.values() if f.physfn and f.native and not f.driver}
@@ -161,7 +161,7 @@ def _read_functions(files: Files, known: Mapping[str, Netdev]) -> dict[str, Func
 
 
 def _with_native(
-    files: Files, functions: Mapping[str, Function], stored: Mapping[str, Any], drivers: frozenset[str]
+    host: Host, functions: Mapping[str, Function], stored: Mapping[str, Any], drivers: frozenset[str]
 ) -> dict[str, Function]:
     """The functions with the driver that each has when nothing overrides it."""
     modaliases = {}
@@ -169,8 +169,8 @@ def _with_native(
     for address, function in functions.items():
         known = _has_own_driver(function) or (address, identity.ids(function)) in recorded
         if function.bus == sysfs.PCI and not known:
-            modaliases[address] = files.attr(f"{DEVICES}/{address}/modalias") or ""
-    native = aliases.native_drivers(files, set(modaliases.values()) - {""}, drivers)
+            modaliases[address] = host.files.attr(f"{DEVICES}/{address}/modalias") or ""
+    native = aliases.natives(host.files, host.natives, set(modaliases.values()) - {""}, drivers)
     return {
         address: replace(function, native=_native(function, recorded, native.get(modaliases.get(address, ""))))
         for address, function in functions.items()

@@ -19,7 +19,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple
 
@@ -866,6 +866,16 @@ class SimKernel:
         self._tree = None
         if code:
             raise OSError(code, os.strerror(code), path)
+
+    def write_together(self, writes: Mapping[str, str], limit: float) -> dict[str, Exception]:
+        """One after the other: what they do to each other is the kernel's own lock."""
+        failed: dict[str, Exception] = {}
+        for path, data in writes.items():
+            try:
+                self.write(path, data, limit)
+            except (OSError, Stuck) as error:
+                failed[path] = error
+        return failed
 
     def replace(self, path: str, text: str, mode: int = 0o644) -> None:
         self._begin("replace", path, text)
