@@ -95,7 +95,7 @@ def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) ->
         if not outcome.indeterminate:
             # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
             # from before.
-            before, state = state.replay, read_more(host, read.read_state(host, Needs()), wishes, options)
+            before, state = state.replay, _read_again(host, state, outcome, wishes, options)
             if outcome.failures and call.declare:
                 _settle_replay(host, before, state, outcome)
     if not call.check:
@@ -121,6 +121,18 @@ def _read(host: Host, wishes: Wishes, options: Options) -> State:
     if state.iommu.active or not any(is_vfio(driver) for driver in drivers):
         return state
     return replace(state, iommu=replace(state.iommu, after_reboot=_iommu_after_reboot(host, state)))
+
+
+def _read_again(host: Host, state: State, outcome: Outcome, wishes: Wishes, options: Options) -> State:
+    """The state after the steps. What none of them was about is not looked at again: neither the device, nor one of its
+    family or of its IOMMU group. A driver that came may have taken others."""
+    if frozenset(host.files.names(read.DRIVERS)) != state.drivers:
+        return read_more(host, read.read_state(host, Needs()), wishes, options)
+    units = {action.unit for action in outcome.done} | set(outcome.failures)
+    concerned = {a for a, f in state.functions.items() if a in units or f.physfn in units}
+    groups = {state.functions[address].group for address in concerned} - {None}
+    known = {a: f for a, f in state.functions.items() if a not in concerned and f.group not in groups and not f.stuck}
+    return read_more(host, read.read_state(host, Needs(), known), wishes, options)
 
 
 def read_more(host: Host, state: State, wishes: Wishes, options: Options) -> State:

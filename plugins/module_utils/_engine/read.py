@@ -45,13 +45,14 @@ class Needs:
     early: bool = False
 
 
-def read_state(host: Host, needs: Needs) -> State:
-    """The state of the host. Raises EngineError when a fact that guards depend on cannot be had."""
+def read_state(host: Host, needs: Needs, known: Mapping[str, Function] | None = None) -> State:
+    """The state of the host. Raises EngineError when a fact that guards depend on cannot be had. PCI functions that are
+    `known` and still there are taken as they were known, but for their network devices."""
     files = host.files
     documents = store.load_all(files)
     netdevs = _read_netdevs(host)
     drivers = frozenset(files.names(DRIVERS))
-    functions = _read_functions(files, netdevs)
+    functions = _read_functions(files, netdevs, known or {})
     netdevs = _with_made_up(files, functions, netdevs)
     found = State(functions=functions, netdevs=netdevs)
     places = identity.locate(found, documents)
@@ -146,17 +147,20 @@ def _read_early(files: Files, stored: Mapping[str, Any], needs: Needs) -> Mappin
 # --- PCI functions -------------------------------------------------------------------------------------------------
 
 
-def _read_functions(files: Files, known: Mapping[str, Netdev]) -> dict[str, Function]:
+def _read_functions(files: Files, links: Mapping[str, Netdev], known: Mapping[str, Function]) -> dict[str, Function]:
     addresses = [name for name in files.names(DEVICES) if ADDRESS.fullmatch(name)]
     slots = _read_slots(files)
     disks = _disks_in_use(files)
     netdevs = _netdevs_of_functions(files)
-    overrides = _read_overrides(files, addresses)
+    overrides = _read_overrides(files, [address for address in addresses if address not in known])
     functions = {}
     for address in addresses:
-        function = _read_function(files, address, slots, disks, netdevs, overrides)
-        functions[address] = _without_representors(function, known)
-    functions.update(_read_other_buses(files, netdevs, known))
+        if address in known:
+            function = replace(known[address], netdevs=tuple(netdevs.get(address, ())))
+        else:
+            function = _read_function(files, address, slots, disks, netdevs, overrides)
+        functions[address] = _without_representors(function, links)
+    functions.update(_read_other_buses(files, netdevs, links))
     return functions
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import consoles, keepers, libvirt, sysfs
 from .drivers import is_vfio
@@ -40,30 +40,50 @@ _PASSING = ("(udev-worker)", "systemd-udevd")
 _RIDING = ("macvlan", "macvtap", "ipvlan", "ipvtap", "vlan")
 
 
+class _Handle(NamedTuple):
+    """An open file: whose, its path in /proc, and the last part of what it is."""
+
+    pid: str
+    path: str
+    target: str
+
+
 def look(host: Host, state: State) -> State:
     """The state, with all that guards want to know before something is taken or changed."""
     files = host.files
-    hanging = _writing(files)
+    handles = _open_files(files)
+    hanging = _writing(files, handles)
     functions = {a: replace(f, stuck=True) if a in hanging else f for a, f in state.functions.items()}
     state = replace(state, functions=functions)
-    return replace(state, users=read(host, state), keepers=keepers.read(files, state), consoles=consoles.read(files))
+    return replace(state, users=read(host, state, handles), keepers=keepers.read(files, state), consoles=consoles.read(files))
 
 
-def _writing(files: Files) -> set[str]:
+def _open_files(files: Files) -> list[_Handle]:
+    """All open files of all processes. Every process is looked at, whatever mount namespace it lives in: the link text of a
+    descriptor stays."""
+    return [
+        _Handle(pid, f"/proc/{pid}/fd/{handle}", target)
+        for pid in files.names("/proc")
+        if pid.isdigit()
+        for handle in files.names(f"/proc/{pid}/fd")
+        if (target := files.link(f"/proc/{pid}/fd/{handle}"))
+    ]
+
+
+def _writing(files: Files, handles: Iterable[_Handle]) -> set[str]:
     """PFs whose count somebody is writing now. A write that hangs is found by its open file: what else waits for it
     differs from kernel to kernel (docs/kernel-facts.md), and this asks nothing of the device."""
     found = set()
-    for pid in files.names("/proc"):
-        for handle in files.names(f"/proc/{pid}/fd") if pid.isdigit() else ():
-            if files.link(f"/proc/{pid}/fd/{handle}") == "sriov_numvfs":
-                found.update(ADDRESS.findall(files.resolve(f"/proc/{pid}/fd/{handle}"))[-1:])
+    for handle in handles:
+        if handle.target == "sriov_numvfs":
+            found.update(ADDRESS.findall(files.resolve(handle.path))[-1:])
     return found
 
 
-def read(host: Host, state: State) -> dict[str, tuple[User, ...]]:
+def read(host: Host, state: State, handles: Iterable[_Handle]) -> dict[str, tuple[User, ...]]:
     """PCI address -> who uses the function."""
     found: dict[str, list[User]] = {}
-    for part in (_processes(host.files, state), _elsewhere(host, state), libvirt.guests(host.files, state)):
+    for part in (_processes(host.files, state, handles), _elsewhere(host, state), libvirt.guests(host.files, state)):
         for address, user in part:
             if user not in found.setdefault(address, []):
                 found[address].append(user)
@@ -73,20 +93,15 @@ def read(host: Host, state: State) -> dict[str, tuple[User, ...]]:
 # --- Processes that hold a device file open ------------------------------------------------------------------------
 
 
-def _processes(files: Files, state: State) -> Iterator[tuple[str, User]]:
-    """Every process is looked at, whatever mount namespace it lives in: the link text of a descriptor stays."""
+def _processes(files: Files, state: State, handles: Iterable[_Handle]) -> Iterator[tuple[str, User]]:
     nodes = _device_files(files, state)
     names = {path.rpartition("/")[2] for path in nodes}
-    if not names:
-        return
-    for pid in files.names("/proc"):
-        if not pid.isdigit():
-            continue
-        held = set()
-        for handle in files.names(f"/proc/{pid}/fd"):
-            if (files.link(f"/proc/{pid}/fd/{handle}") or "") in names:
-                held.add(files.resolve(f"/proc/{pid}/fd/{handle}"))
-        yield from _holding(files, pid, {path: nodes[path] for path in sorted(held) if path in nodes})
+    held: dict[str, set[str]] = {}
+    for handle in handles:
+        if handle.target in names:
+            held.setdefault(handle.pid, set()).add(files.resolve(handle.path))
+    for pid, paths in held.items():
+        yield from _holding(files, pid, {path: nodes[path] for path in sorted(paths) if path in nodes})
 
 
 def _holding(files: Files, pid: str, held: Mapping[str, tuple[str, list[str]]]) -> Iterator[tuple[str, User]]:
