@@ -58,7 +58,7 @@ def _set_vf_counts(host: Host, arguments: Sequence[Args]) -> list[Exception | No
     """Cards at the same time, as one may take a minute; the functions of one card, whose firmware they share, one after
     the other."""
     errors: dict[str, Exception] = {}
-    for together in _rounds(arguments):
+    for together in rounds(arguments):
         errors.update(_recount_all(host, together))
     for args in arguments:
         if args["pf"] not in errors and not args["hold"]:
@@ -69,7 +69,7 @@ def _set_vf_counts(host: Host, arguments: Sequence[Args]) -> list[Exception | No
     return [errors.get(args["pf"]) for args in arguments]
 
 
-def _rounds(arguments: Sequence[Args]) -> list[list[Args]]:
+def rounds(arguments: Sequence[Args]) -> list[list[Args]]:
     """The first function of each card, then the second ones, and so on."""
     rounds: list[list[Args]] = []
     taken: dict[str, int] = {}

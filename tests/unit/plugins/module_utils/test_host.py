@@ -170,6 +170,23 @@ def test_a_write_that_hangs_is_left_behind_at_its_limit(files, tmp_path):
         assert reader.read() == "4"
 
 
+def test_writes_together_wait_at_the_same_time_and_fail_each_for_itself(files, tmp_path):
+    """Two that hang cost one limit; what the others do is not lost."""
+    os.mkfifo(tmp_path / "one")
+    os.mkfifo(tmp_path / "two")
+    (tmp_path / "good").write_text("")
+    start = time.monotonic()
+    failed = files.write_together({"/one": "1", "/absent": "1", "/two": "2", "/good": "7"}, limit=1.0)
+    assert 1.0 <= time.monotonic() - start < 1.9
+    assert set(failed) == {"/one", "/two", "/absent"}
+    assert isinstance(failed["/one"], Stuck) and isinstance(failed["/two"], Stuck)
+    assert "'2'" in str(failed["/two"]) and failed["/absent"].errno == errno.ENOENT
+    assert (tmp_path / "good").read_text() == "7"
+    for name, data in (("one", "1"), ("two", "2")):
+        with open(tmp_path / name) as reader:
+            assert reader.read() == data
+
+
 def test_the_hanging_child_is_in_a_session_of_its_own(files, tmp_path):
     """So that the end of the connection that started the run does not end it in the middle of a write."""
     os.mkfifo(tmp_path / "numvfs")

@@ -52,6 +52,32 @@ def test_vfs_get_their_drivers_however_late_udev_is(igbvf_loaded, vfio_loaded, u
     quiet(sim, sriov=[BOTH])
 
 
+def test_cards_at_the_same_time_and_the_functions_of_one_card_one_after_the_other():
+    names = ["0000:01:00.0", "0000:01:00.1", "0000:02:00.0", "0000:02:00.1", "0000:02:00.2", "netdevsim1"]
+    rounds = actions.rounds([{"pf": name} for name in names])
+    assert [[args["pf"] for args in together] for together in rounds] == [
+        ["0000:01:00.0", "0000:02:00.0", "netdevsim1"], ["0000:01:00.1", "0000:02:00.1"], ["0000:02:00.2"],
+    ]  # fmt: skip
+
+
+def test_a_count_that_fails_beside_another_is_its_own_cards_matter():
+    sim = lab()
+    together = []
+    write, write_together = sim.write, sim.write_together
+    sim.write_together = lambda writes, limit: together.append(dict(writes)) or write_together(writes, limit)
+
+    def no_room(path, data, limit=None):
+        if path == f"{DEVICES}/{PF2}/sriov_numvfs":
+            raise OSError(errno.ENOMEM, "", path)
+        write(path, data, limit)
+
+    sim.write = no_room
+    result = call(sim, sriov=[BOTH])
+    assert {PF2} == set(result["failures"]) and "pci=realloc" in result["failures"][PF2]
+    assert drivers_of(sim, PF1) == MIXED and drivers_of(sim, PF2) == []
+    assert {f"{DEVICES}/{PF1}/sriov_numvfs": "7", f"{DEVICES}/{PF2}/sriov_numvfs": "7"} in together
+
+
 def test_no_vf_ever_shows_up_under_a_driver_it_was_not_meant_for():
     sim = lab(igbvf_loaded=True)
     seen = []
