@@ -313,8 +313,8 @@ def _plan_stations(result: Plan, port: Port, stations: Mapping[str, Mapping[str,
     on = bool(port.facts.get("features", {}).get("on"))
     here = ports.stations_on(port.state, port.netdev.name)
     going = {name for name in ports.ours(port.entry) if name not in stations}
-    claimed = ports.others(port.state, port.pf, port.netdev.name, [*stations, *going])
-    claimed += sum(yes for name, yes in inside.items() if name in stations)
+    # Those that show by themselves; how many are in other network namespaces may change meanwhile.
+    claimed = sum(yes for name, yes in inside.items() if name not in going)
     grown = claimed
     # Those that give a pool back come before those that need one.
     for name, wanted in sorted(stations.items(), key=lambda item: item[1]["up"]):
@@ -336,8 +336,8 @@ def _plan_stations(result: Plan, port: Port, stations: Mapping[str, Mapping[str,
         if _guarded(result, port, action):
             return
         result.actions.append(action)
-    before = ports.others(port.state, port.pf, port.netdev.name, [])
-    _guard_layout(result, port, before, grown)
+    hidden = port.facts.get("pools", 0) - sum(inside.values())
+    _guard_layout(result, port, sum(inside.values()) + hidden, grown + hidden)
 
 
 def _guard_layout(result: Plan, port: Port, before: int, after: int) -> None:

@@ -105,7 +105,8 @@ def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator
     for name, station in stations.items():
         other = state.netdevs.get(name)
         if other and name not in here:
-            what = f"a {other.kind} on {', '.join(other.lowers)}" if other.kind in ports.KINDS else other.kind or "a port of its own"
+            below = f" on {', '.join(other.lowers)}" if other.kind in ports.KINDS else ""
+            what = f"a {other.kind}{below}" if other.kind else "a port of its own"
             yield port.wrong(f"the name {name} is taken: {name} is {what}.", "Give the station another name.")
         if port.requires and station["up"] and station["mode"] in ports.IN_SOFTWARE:
             reason = f"{name}: the mode {station['mode']} has no filter by destination, so the kernel never gives it a pool."

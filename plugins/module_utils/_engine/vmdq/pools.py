@@ -53,7 +53,8 @@ def position(state: State, function: Function) -> int:
 def check(port: Port, wanted: int, named: Collection[str]) -> list[Refusal]:
     """Are there pools for this many stations, beside those of others on the port? `named` are the wish's own stations, and those that go."""
     state, pf, lower = port.state, port.pf, port.netdev.name
-    limit, others = capacity(state, pf), ports.others(state, pf, lower, named)
+    stale = ports.stale(port, ports.wished_stations(port))
+    limit, others = capacity(state, pf), ports.others(state, pf, lower, named, stale)
     layout = of_driver(pf).layouts.get(port.wish.get("layout") or "")
     if layout is not None and wanted + others > layout:
         reason = f"{wanted} stations{_beside(port, others, named)} are more than the layout {port.wish['layout']} has ({layout})."

@@ -136,17 +136,25 @@ def ours(entry: Mapping[str, Any] | None) -> list[str]:
     return [station["name"] for station in (entry["wish"].get("stations") or [])] if entry else []
 
 
-def holders(state: State, pf: Function, lower: str, but: Collection[str] = ()) -> list[str]:
+def holders(state: State, pf: Function, lower: str, but: Collection[str] = (), stale: int = 0) -> list[str]:
     """Who else holds pools of a port, in words. Those that are in another network namespace show by their queues alone."""
     inside = in_hardware(state, pf.address, lower)
     found = [f"{state.netdevs[name].kind} {name}" for name, yes in inside.items() if yes and name not in but]
-    hidden = max(facts_of(state, pf.address).get("pools", 0) - sum(inside.values()), 0)
+    hidden = max(facts_of(state, pf.address).get("pools", 0) - sum(inside.values()) - stale, 0)
     return found + ([f"{hidden} in other network namespaces"] if hidden else [])
 
 
-def others(state: State, pf: Function, lower: str, but: Collection[str] = ()) -> int:
+def others(state: State, pf: Function, lower: str, but: Collection[str] = (), stale: int = 0) -> int:
     """How many pools others hold."""
     inside = in_hardware(state, pf.address, lower)
     named = sum(yes for name, yes in inside.items() if name in but)
-    held: int = facts_of(state, pf.address).get("pools", 0)
+    held: int = facts_of(state, pf.address).get("pools", 0) - stale
     return max(held, sum(inside.values())) - named
+
+
+def stale(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> int:
+    """Stations whose address somebody changed while they were up: they show as in software and hold a pool all the same, which filters
+    for the old address."""
+    here = stations_on(port.state, port.netdev.name)
+    now = [here[name] for name, wanted in stations.items() if name in here and here[name].address != wanted["mac"]]
+    return sum(n.up and n.mode not in IN_SOFTWARE and n.address in port.facts.get("fdb", ()) for n in now)

@@ -191,7 +191,7 @@ def _add(sim: SimKernel, given: dict[str, str]) -> str:
     name, lower = given["name"], given["link"]
     here = sim.netdevs()
     if lower not in here:
-        return "Error: argument \"%s\" is wrong: Device does not exist" % lower
+        return f'Cannot find device "{lower}"'
     if name in here:
         return "RTNETLINK answers: File exists"
     siblings = [net for net in sim.nets.values() if net.kind in KINDS and net.lowers == [lower]]
@@ -227,15 +227,18 @@ def run(sim: SimKernel, argv: list[str]) -> tuple[int, str, str] | None:
     """None: not ours."""
     if argv == ["bridge", "-j", "fdb", "show"]:
         return 0, json.dumps(_fdb(sim)), ""
-    if argv[0] != "ethtool":
+    if argv[0] != "ethtool" or "ethtool" in sim.devlink.missing:
         return None
     port = _port(sim, argv[2])
     if argv[1] == "-l":
         return _channels(port)
     if argv[1] == "-L" and port:
         return _set_channels(port, dict(zip(argv[3::2], map(int, argv[4::2]))))
-    if argv[1] == "-k" and port:
-        return 0, f"Features for {argv[2]}:\nl2-fwd-offload: {'on' if port.on else 'off'}{' [fixed]' if port.fixed else ''}\n", ""
+    if argv[1] == "-k" and argv[2] in sim.netdevs():
+        # Every network device shows it (netdev_features_strings in net/ethtool/common.c), with the others that it has.
+        shown = f"l2-fwd-offload: {'on' if port and port.on else 'off'}{'' if port and not port.fixed else ' [fixed]'}\n"
+        code, others, _err = sim.devlink.run(argv) or (1, "", "")
+        return 0, ("" if code else others) + shown, ""
     if argv[1] == "-K" and port and argv[3] == "l2-fwd-offload":
         return _set_feature(sim, argv[2], port, argv[4] == "on")
     return None
