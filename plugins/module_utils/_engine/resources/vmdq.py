@@ -224,10 +224,10 @@ def _origin(port: Port) -> tuple[dict[str, Any], list[str]]:
     if queues:
         touched.add("queues")
         now = port.facts["queues"]["now"]
-        old["queues"] = {**{kind: now[kind] for kind in sorted(queues) if kind in now}, **old.get("queues", {})}
+        old["queues"] = {**{kind: now[kind] for kind in sorted(queues) if kind in now}, **(old.get("queues") or {})}
     if port.wish.get("pools") is not None:
         touched.add("pools")
-    known, before = set(ports.ours(port.entry)), old.get("stations", {})
+    known, before = set(ports.ours(port.entry)), old.get("stations") or {}
     kept = {name: before[name] for name in stations if name in known and name in before}
     kept.update({name: ports.as_is(here[name]) for name in stations if name not in known and name in here})
     return {**old, "stations": kept}, sorted(touched)
@@ -240,7 +240,7 @@ def _converge(port: Port) -> Plan:
     origin = port.entry["origin"] if port.entry else {}
     for name in ports.ours(port.entry):
         if name not in stations:
-            _return_station(result, port, name, origin.get("stations", {}).get(name))
+            _return_station(result, port, name, (origin.get("stations") or {}).get(name))
     _plan_queues(result, port, {kind: n for kind, n in (port.wish.get("queues") or {}).items() if n is not None})
     on = bool(port.facts.get("features", {}).get("on"))
     needed = port.requires and bool(ports.hardware_wished(stations.values()))
@@ -434,9 +434,9 @@ def _give_back(state: State, target: Target, entry: Mapping[str, Any] | None, op
         port = Port(state, target.function, netdev, options, target.label, {}, entry)
         origin = entry["origin"]
         for name in ports.ours(entry):
-            _return_station(result, port, name, origin.get("stations", {}).get(name))
+            _return_station(result, port, name, (origin.get("stations") or {}).get(name))
         if not result.refusals:
-            _plan_queues(result, port, origin.get("queues", {}))
+            _plan_queues(result, port, origin.get("queues") or {})
             _return_offload(result, port, origin)
         if result.refusals:
             return result
@@ -447,7 +447,7 @@ def _give_back(state: State, target: Target, entry: Mapping[str, Any] | None, op
 
 def _return_offload(result: Plan, port: Port, origin: Mapping[str, Any]) -> None:
     on = bool(port.facts.get("features", {}).get("on"))
-    if "offload" not in origin or origin["offload"] == on or port.facts.get("features", {}).get("fixed"):
+    if origin.get("offload") in (None, on) or port.facts.get("features", {}).get("fixed"):
         return
     others = ports.holders(port.state, port.pf, port.netdev.name, ports.ours(port.entry))
     if on and others:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import SimKernel
+    from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net, SimKernel
 
 KINDS = ("macvlan", "macvtap")
 #: lab: EINVAL of rtnetlink, as ip prints it.
@@ -92,7 +92,7 @@ def boot(sim: SimKernel) -> None:
         del sim.nets[name]
     sim.vmdq.lists.clear()
     for port in sim.vmdq.ports.values():
-        port.on, port.queues = False, {kind: 2 for kind in port.queues}
+        port.on, port.queues = False, dict.fromkeys(port.queues, 2)
         port.held.clear()
 
 
@@ -102,7 +102,7 @@ def port_goes(sim: SimKernel, netdev: str) -> None:
         _del(sim, name)
     port = _port(sim, netdev)
     if port:
-        port.on, port.queues = False, {kind: 2 for kind in port.queues}
+        port.on, port.queues = False, dict.fromkeys(port.queues, 2)
         port.held.clear()
 
 
@@ -155,28 +155,28 @@ def line(sim: SimKernel, words: list[str]) -> str | None:
         _del(sim, name)
         return ""
     net = sim.nets.get(name)
-    if net is None or net.kind not in KINDS:
-        return None
-    if words[4] == "up":
-        if not net.up:
-            _open(sim, name)
-    elif words[4] == "down":
-        if net.up:
-            _stop(sim, name)
-    elif words[4] == "address":
+    return _change(sim, name, net, words[4:]) if net and net.kind in KINDS else None
+
+
+def _change(sim: SimKernel, name: str, net: Net, words: list[str]) -> str | None:
+    if words == ["up"] and not net.up:
+        _open(sim, name)
+    elif words == ["down"] and net.up:
+        _stop(sim, name)
+    elif words[0] == "address":
         # Up, the new one goes to the port's list while the pool goes on filtering for the old one (lab).
-        net.mac = words[5]
+        net.mac = words[1]
         if net.up:
             sim.vmdq.lists.setdefault(net.lowers[0], {})[name] = net.mac
-    elif words[4] == "mtu":
-        if int(words[5]) > _mtu(sim, net.lowers[0]):
+    elif words[0] == "mtu":
+        if int(words[1]) > _mtu(sim, net.lowers[0]):
             return EINVAL
-        net.mtu = int(words[5])
-    elif words[4] == "type":
-        if "passthru" in (net.mode, words[7]) and net.mode != words[7]:
+        net.mtu = int(words[1])
+    elif words[0] == "type":
+        if "passthru" in (net.mode, words[3]) and net.mode != words[3]:
             return EINVAL
-        net.mode = words[7]
-    else:
+        net.mode = words[3]
+    elif words not in (["up"], ["down"]):
         return None
     return ""
 
