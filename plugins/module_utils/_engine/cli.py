@@ -17,7 +17,6 @@ from .errors import EngineError
 from .host import FileSystem, Host, run_command
 from .model import Lost, State
 from .read import Needs, read_state
-from .resources import vmdq
 from .resources.common import Options
 from .sriov import eswitch
 
@@ -109,7 +108,7 @@ def _now(state: State, name: str, address: str) -> Mapping[str, Any]:
     if name == "vfio":
         return {"driver": function.driver}
     if name == "vmdq":
-        return {"stations": vmdq.declared_stations(state, function)}
+        return {"stations": engine.vmdq.declared_stations(state, function)}
     vfs = function.sriov.vfs if function.sriov else {}
     drivers = {index: state.functions[vf].driver for index, vf in vfs.items() if vf in state.functions}
     return {"vf_count": len(vfs), **eswitch.info(state, function), "vfs": {str(index): {"driver": driver} for index, driver in drivers.items()}}

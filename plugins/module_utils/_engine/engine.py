@@ -18,7 +18,7 @@ from .host import Host
 from .model import DANGERS, HOST, Action, Outcome, Plan, Refusal, State
 from .plain import dataclass
 from .read import Needs
-from .resources import common, sriov, vfio, vmdq
+from .resources import common, sriov, vfio
 from .resources.common import Options
 
 # Imports within functions: a devices call that finds nothing to do, as most do, is spared what it does not use
@@ -26,6 +26,20 @@ from .resources.common import Options
 if TYPE_CHECKING:
     from .resources import iommu, kernel_cmdline
     from .resources.guest import GuestOptions
+
+
+class _Vmdq:
+    """The resource vmdq, imported when it is asked for (docs/dev/benchmarks.md)."""
+
+    NAME = "vmdq"
+
+    def __getattr__(self, name: str) -> Any:
+        from .resources import vmdq as module
+
+        return getattr(module, name)
+
+
+vmdq: Any = _Vmdq()
 
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
 RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio, vmdq.NAME: vmdq}
@@ -168,7 +182,8 @@ def plan_devices(host: Host, state: State, wishes: Wishes, options: Options, dec
                 _note(declared[name], action.args)
                 _note(recorded[name], action.args)
     plan.refusals += _ruled_twice(state, declared)
-    plan.refusals += vmdq.beside_vfs(state, declared[sriov.NAME], declared[vmdq.NAME], plan.actions)
+    if declared[vmdq.NAME]:
+        plan.refusals += vmdq.beside_vfs(state, declared[sriov.NAME], declared[vmdq.NAME], plan.actions)
     if any(recorded.values()):
         # The replay does this too: once a card is on vfio-pci it may show nothing that it is told by.
         plan.actions = [*common.follow(state), *plan.actions]
