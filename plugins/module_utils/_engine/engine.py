@@ -442,6 +442,10 @@ def guests(host: Host, wishes: Sequence[Mapping[str, Any]], options: GuestOption
     wishes = guest.normalized(wishes)
     with turn(host, call):
         found = facts.read(host, _libvirt(host), read.read_state(host, Needs()), wishes)
+        if any(item["model"] == "vmdq" for wish in wishes for item in wish.get("network") or ()):
+            from .guests import stations
+
+            found = replace(found, state=stations.read(host, found.state, wishes))
         plan = guest.plan(found, wishes, options)
         if any(action.kind in guest.TAKING for action in plan.actions) and not plan.refusals:
             # Only now is it worth looking into every process of the host: somebody else may have a function.

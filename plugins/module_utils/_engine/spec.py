@@ -166,8 +166,8 @@ KVM: dict[str, Any] = {
     "pools": {"type": "list", "elements": "dict", "options": {**_OBJECT, "path": {"type": "str"}}},
 }
 
-#: How a network device of a guest is made. 'vmdq' comes with its resource: one word here, one function in guests/xml.py.
-NETWORK_MODELS = ["emulated", "virtio", "macvtap", "sriov", "passthrough"]
+#: How a network device of a guest is made.
+NETWORK_MODELS = ["emulated", "virtio", "macvtap", "vmdq", "sriov", "passthrough"]
 #: How a disk of a guest is made.
 DISK_MODELS = ["ide", "sata", "virtio", "scsi", "lun", "nvme"]
 #: What a guest draws on. 'vgpu' and 'mdev' come with their resources.

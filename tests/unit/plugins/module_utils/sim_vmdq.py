@@ -204,6 +204,22 @@ def _add(sim: SimKernel, given: dict[str, str]) -> str:
     return ""
 
 
+def guest_device(sim: SimKernel, device: Any, there: bool) -> None:
+    """libvirt makes a macvtap at a guest's start, and takes it away at its end (lab). Only on ports that can have pools."""
+    source, mac = device.find("source"), device.find("mac")
+    if device.get("type") != "direct" or _port(sim, source.get("dev")) is None:
+        return
+    known = [name for name, net in sim.nets.items() if net.kind == "macvtap" and net.mac == mac.get("address")]
+    if there and not known:
+        name = next(f"macvtap{n}" for n in range(99) if f"macvtap{n}" not in sim.nets)
+        _add(sim, {"name": name, "link": source.get("dev"), "type": "macvtap", "mode": source.get("mode"), "address": mac.get("address"), "mtu": "1500"})
+        _open(sim, name)
+    elif not there:
+        for name in known:
+            _del(sim, name)
+    sim._tree = None
+
+
 def linkinfo(net: Any) -> dict[str, Any]:
     """As `ip -d` of iproute2 6.15 prints it (lab)."""
     return {"info_kind": net.kind, "info_data": {"mode": net.mode, "macaddr_count": 0}} if net.mode else {"info_kind": net.kind}
