@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 MAKE = Path(__file__).resolve().parents[2] / "lab" / "vmdqsim" / "make"
+TINY = Path(__file__).resolve().parents[2] / "lab" / "tiny" / "make"
 MODULE = "/lib/modules/$(uname -r)/updates/vmdqsim.ko"
 OPTIONS = "/etc/modprobe.d/zz-iovirt-vmdqsim.conf"
 
@@ -184,6 +185,61 @@ def test_who_holds_the_pools_is_said(port: Any) -> None:
     lab.shell("ip -n far link del theirs")
     assert made(lab, stations=three)["changed"] and pools(lab) == {"1", "2", "3"}
     made(lab, stations=TWO)
+
+
+IMAGES = "/var/lib/libvirt/images"
+LOG = "/var/log/libvirt/qemu/station-console.log"
+GUEST_MAC = "52:54:00:0c:00:31"
+
+#: A guest of one file (lab/tiny), and libvirt to run it; and away with it.
+WITH_GUESTS = f"""
+set -e
+systemctl start virtlogd.socket libvirtd.socket
+sh /run/iovirt-lab/make {IMAGES}/station.img
+install -m 644 /boot/vmlinuz-$(uname -r) {IMAGES}/station-kernel; chmod 644 {IMAGES}/station.img
+"""
+WITHOUT_GUESTS = f"""
+virsh destroy station; virsh undefine --nvram station; rm -f /etc/iovirt/guests.json {IMAGES}/station* {LOG}
+systemctl stop libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service virtlogd.socket virtlogd-admin.socket virtlogd.service
+true
+"""
+
+
+@pytest.fixture
+def guests(port: Any) -> Iterator[Any]:
+    lab = port
+    lab.shell("mkdir -p /run/iovirt-lab")
+    lab.send("/run/iovirt-lab/make", TINY.read_bytes())
+    lab.shell(WITH_GUESTS, limit=240)
+    yield lab
+    lab.shell(WITHOUT_GUESTS)
+
+
+def test_a_guest_takes_its_pool_at_the_start(guests: Any) -> None:
+    """Traffic between the guest and the other end of the wire goes through the pool; it is free when the guest ends."""
+    lab = guests
+    made(lab, stations=TWO)
+    cmdline = f"console=ttyS0 quiet panic=-1 no_timer_check tiny.{GUEST_MAC}=10.9.7.3/24"
+    station = {"model": "vmdq", "parent": lab.port, "mac": GUEST_MAC, "rom": False}
+    guest = {
+        "name": "station",
+        "vcpus": 1,
+        "memory": "256M",
+        "boot": {"kernel": f"{IMAGES}/station-kernel", "initrd": f"{IMAGES}/station.img", "cmdline": cmdline},
+        "display": {"model": "none"},
+        "console_log": LOG,
+        "network": [station],
+    }
+    two = lab.module("guest", check=True, guests=[{**guest, "network": [station, {**station, "mac": "52:54:00:0c:00:32"}]}])
+    assert two["failed"] and "has no pool left for it: 3 in all, 2 held by" in two["msg"], two
+    done = lab.module("guest", guests=[guest])
+    assert not done["failed"], done
+    assert pools(lab) == {"1", "2", "3"} and GUEST_MAC not in in_software(lab)
+    lab.shell(f"for i in $(seq 300); do grep -q 'tiny: up' {LOG} && exit 0; sleep 1; done; tail {LOG}; exit 1", limit=400)
+    lab.shell("ip netns exec far ping -c 3 -i 0.5 -W 8 10.9.7.3")
+    assert int(lab.shell(f"ethtool -S {lab.port} | sed -n 's/ *pool_3_rx_packets: //p'")) >= 3
+    gone = lab.module("guest", guests=[{"name": "station", "state": "absent"}], power_off=True, shutdown_timeout=0)
+    assert not gone["failed"] and pools(lab) == {"1", "2"}, gone
 
 
 def test_what_the_kernel_does_in_silence_is_seen_and_mended(port: Any) -> None:
