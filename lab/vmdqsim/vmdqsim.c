@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-3.0-or-later OR GPL-2.0-only
 /*
  * Copyright: the iovirt.host authors
  *
@@ -9,7 +9,8 @@
  * A port is a PCI function 1234:11e8 (QEMU's "edu" device) or a platform
  * device vmdqsim.N. Ports 2k and 2k+1, as they are found, are joined by a wire.
  * VMDQ=P,P,... gives a port P pools; pool 0 is the port itself, so P-1
- * macvlans can be in hardware. This file is loaded into the lab's hosts only.
+ * macvlans can be in hardware. It is loaded into the lab's hosts only. The
+ * second licence is for the kernel, which takes modules of its own alone.
  */
 #include <linux/module.h>
 #include <linux/platform_device.h>
