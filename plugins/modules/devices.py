@@ -11,10 +11,10 @@ module: devices
 short_description: All device resources of a host in one call
 version_added: 0.1.0
 description:
-  - Does what M(iovirt.host.sriov) and M(iovirt.host.vfio) do, with one reading of the host, one plan and one round
+  - Does what M(iovirt.host.sriov), M(iovirt.host.vfio) and M(iovirt.host.vmdq) do, with one reading of the host, one plan and one round
     trip.
   - >-
-    The wishes are checked against each other: a device that two resources name is refused.
+    The wishes are checked against each other: a device that two resources name is refused, but for a port with VFs and stations.
   - Nothing is destroyed by surprise. What would cost the path to the controller, a mounted disk, the console or a
     device in use is refused, in check mode too, unless O(allow) names that danger.
   - >-
@@ -608,12 +608,198 @@ options:
             kernel.
           - Unset, it stays as it is. V(iovirt.early=off) on the kernel command line lets one boot go without it.
         type: bool
+  vmdq:
+    description:
+      - The ports, and what each of them gives to stations (macvlans and macvtaps in hardware).
+      - Unset, ports stay as they are. An empty list wishes nothing, and with O(exclusive) gives everything back.
+    type: list
+    elements: dict
+    suboptions:
+      match:
+        description:
+          - Which devices of the host are meant. All keys that are named must fit; of a list in a key one must fit.
+          - 'At least one key has to be named: an empty match would mean every device of the host.'
+          - A match that finds no device is an error, unless O(vmdq[].expect) says V(0) or O(vmdq[].state) is V(absent).
+        type: dict
+        required: true
+        suboptions:
+          address:
+            description:
+              - PCI addresses with their domain, as in V(0000:3b:00.0), in any case.
+              - A shell pattern is possible, as in V(0000:3b:*).
+            type: list
+            elements: str
+          vendor:
+            description:
+              - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is allowed.
+            type: list
+            elements: raw
+          device:
+            description:
+              - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is allowed.
+            type: list
+            elements: raw
+          subsystem:
+            description:
+              - PCI subsystem IDs, vendor and device joined by a colon, in quotes, as in V("8086:a04c").
+            type: list
+            elements: str
+          driver:
+            description:
+              - 'Drivers that the device has when nothing overrides it: the one that was recorded before the collection
+                took the device, else the one that the kernel''s module aliases name.'
+              - So a selector finds the same devices before and after it was applied. It never finds a device by V(vfio-pci).
+            type: list
+            elements: str
+          ifname:
+            description:
+              - Names of network interfaces of the device. A shell pattern is possible, as in V(ens3f*).
+              - While the interface is gone, because the device is on another driver, the name counts that was recorded
+                before.
+            type: list
+            elements: str
+          mac:
+            description:
+              - Permanent MAC addresses of network interfaces of the device, in any case.
+              - While the interface is gone, the address counts that was recorded before.
+            type: list
+            elements: str
+          serial:
+            description:
+              - Serial numbers, as sysfs shows them for NVMe controllers.
+            type: list
+            elements: str
+          class:
+            description:
+              - 'Classes of devices by name: V(storage), V(scsi), V(sata), V(nvme), V(network), V(ethernet), V(infiniband),
+                V(display), V(multimedia), V(audio), V(usb), V(fibre_channel), V(encryption), V(accelerator).'
+              - Or the first two, four or six digits of a PCI class code, in quotes, as in V("0x0200").
+            type: list
+            elements: str
+          numa_node:
+            description:
+              - NUMA nodes that the device is attached to. V(-1) means that the firmware names none.
+            type: list
+            elements: int
+          slot:
+            description:
+              - Names of physical slots, as in C(/sys/bus/pci/slots).
+            type: list
+            elements: str
+          vf:
+            description:
+              - Find virtual functions as well. Without it a selector sees physical and whole functions only.
+              - It widens a match and selects nothing by itself.
+            type: bool
+      expect:
+        description:
+          - How many devices the match has to find. Any other number is an error, and nothing is changed.
+        type: int
+      state:
+        description:
+          - V(present) makes the port as wished.
+          - V(absent) takes the stations away that the collection made, and gives back the numbers of queues, the feature
+            and the driver's parameter as they were before. A port that the collection never touched is left alone.
+        type: str
+        choices:
+          - present
+          - absent
+        default: present
+      offload:
+        description:
+          - The port's feature C(l2-fwd-offload), by which its driver may give pools to stations. What is in hardware falls
+            back to software when it is switched off.
+          - Unset, it is switched on where O(vmdq[].stations) have to be in hardware, and stays as it is elsewhere.
+        type: bool
+      require_offload:
+        description:
+          - Whether each station that is up has to be in hardware. The kernel forwards a station in software, without a
+            word, when it finds no pool; with V(true) that is an error, which names the number of pools and who holds them.
+        type: bool
+        default: true
+      queues:
+        description:
+          - How many queues the port has, as C(ethtool -L) takes them. What is unset stays as it is.
+        type: dict
+        suboptions:
+          combined:
+            description:
+              - Queues for both directions.
+            type: int
+          rx:
+            description:
+              - Queues for receiving alone. Many drivers have none of this kind.
+            type: int
+          tx:
+            description:
+              - Queues for sending alone. Many drivers have none of this kind.
+            type: int
+      layout:
+        description:
+          - The layout of queues that the driver must not go beyond, as stations times queues of each. C(ixgbe) has V(15x4),
+            V(31x2) and V(63x1), and goes from one to the next by itself when a station more is made; with this a wish for
+            more is refused.
+        type: str
+      pools:
+        description:
+          - What the driver's module parameter C(VMDQ) says of this port, in a file in C(/etc/modprobe.d). It is in force
+            when the module is loaded again, which the collection does not do by itself.
+          - Refused where C(modinfo) knows no such parameter. The drivers that come with Linux have none; some of Intel's
+            own have.
+        type: int
+      stations:
+        description:
+          - The macvlans and macvtaps of the port. Those of an earlier call that the list no longer names go; those that
+            others made stay.
+        type: list
+        elements: dict
+        suboptions:
+          name:
+            description:
+              - The name of its network device.
+            type: str
+            required: true
+          kind:
+            description:
+              - V(macvtap) has a device file, by which a guest takes it; V(macvlan) is for the host and for containers.
+            type: str
+            choices:
+              - macvlan
+              - macvtap
+            default: macvlan
+          mac:
+            description:
+              - Its MAC address, in quotes, or V(auto) for one that is the same on every run. A change takes it down and
+                up, as its pool filters for the address that it had when it went up.
+              - Unset, it stays as it is, and a new one gets that of V(auto).
+            type: str
+          mode:
+            description:
+              - Whom of the port's other stations it can reach, see C(ip-link(8)). The kernel never puts V(passthru) and
+                V(source) into hardware.
+            type: str
+            choices:
+              - private
+              - vepa
+              - bridge
+              - passthru
+              - source
+            default: bridge
+          mtu:
+            description:
+              - Its MTU, not above that of the port. Unset, it stays as it is, and a new one gets the port's.
+            type: int
+          up:
+            description:
+              - Whether it is up. One that is down has no pool.
+            type: bool
+            default: true
   only:
     description:
       - The resources to look at. The lists of the others are passed over. Unset means all.
     type: list
     elements: str
-    choices: [sriov, vfio]
+    choices: [sriov, vfio, vmdq]
   exclusive:
     description:
       - >-
@@ -622,13 +808,14 @@ options:
       - A resource without a list is not touched, whatever is said here.
     type: list
     elements: str
-    choices: [sriov, vfio]
+    choices: [sriov, vfio, vmdq]
     default: []
 seealso:
   - module: iovirt.host.sriov_info
   - module: iovirt.host.vfio_info
   - module: iovirt.host.sriov
   - module: iovirt.host.vfio
+  - module: iovirt.host.vmdq
   - module: iovirt.host.iommu
   - module: iovirt.host.host_info
 """
@@ -781,6 +968,49 @@ vfio:
     early:
       description:
         - Whether it is declared to be bound in the initramfs; missing where it is not.
+      type: bool
+vmdq:
+  description:
+    - The ports with stations after the call, and all that the collection owns. Each entry is valid input for O(vmdq).
+  returned: when O(vmdq) is set and O(only) does not leave it out
+  type: list
+  elements: dict
+  contains:
+    match:
+      description:
+        - A selector that names exactly this device.
+      type: dict
+    offload:
+      description:
+        - Whether C(l2-fwd-offload) is on; missing where it was not asked.
+      type: bool
+    queues:
+      description:
+        - The numbers of queues; missing where they were not asked.
+      type: dict
+    stations:
+      description:
+        - Its stations, of a port that the collection owns those that are declared.
+      type: list
+      elements: dict
+vmdq_stations:
+  description:
+    - Every station of the ports that the call was about, and whether it is in hardware, as the kernel's own tables say.
+  returned: when O(vmdq) is set and O(only) does not leave it out
+  type: list
+  elements: dict
+  contains:
+    device:
+      description:
+        - The PCI address of the port.
+      type: str
+    name:
+      description:
+        - The station's network device.
+      type: str
+    offloaded:
+      description:
+        - Whether it has a pool.
       type: bool
 """
 

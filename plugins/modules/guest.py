@@ -268,18 +268,20 @@ options:
             description:
               - V(emulated) is a card as there is one in hardware (e1000e), on a bridge or a network of libvirt's. V(virtio)
                 is made for guests.
-              - V(macvtap) sits on a port of the host. V(sriov) is a VF. V(passthrough) is a whole function.
+              - V(macvtap) sits on a port of the host. V(vmdq) does so too, and has a pool of the port's queues in hardware,
+                or the guest is not started. V(sriov) is a VF. V(passthrough) is a whole function.
             type: str
             choices:
               - emulated
               - virtio
               - macvtap
+              - vmdq
               - sriov
               - passthrough
             required: true
           device:
             description:
-              - QEMU's model of an emulated card, V(e1000e) unless named; for V(macvtap) V(virtio) unless named.
+              - QEMU's model of an emulated card, V(e1000e) unless named; for V(macvtap) and V(vmdq) V(virtio) unless named.
             type: str
           mac:
             description:
@@ -295,11 +297,11 @@ options:
             type: str
           parent:
             description:
-              - The port of the host that a V(macvtap) sits on.
+              - The port of the host that a V(macvtap) or a V(vmdq) sits on.
             type: str
           mode:
             description:
-              - How a V(macvtap) shares its port. V(bridge) unless named.
+              - How a V(macvtap) or a V(vmdq) shares its port. V(bridge) unless named.
             type: str
             choices:
               - bridge

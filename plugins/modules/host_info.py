@@ -301,6 +301,50 @@ host:
                 - Its VFs, with C(index) and C(address).
               type: list
               elements: dict
+        vmdq:
+          description:
+            - Whether stations of it can be in hardware (VMDq); V(null) for what is no port.
+          type: dict
+          contains:
+            ways:
+              description:
+                - The ways to it, C(l2-fwd-offload) and C(module parameter VMDQ); empty where there is none.
+              type: list
+              elements: str
+            offload:
+              description:
+                - Whether C(l2-fwd-offload) is on; V(null) where nobody says.
+              type: bool
+            offload_fixed:
+              description:
+                - Whether the driver lets nobody switch it.
+              type: bool
+            pools:
+              description:
+                - How many stations can be in hardware; V(null) where only the driver knows.
+              type: int
+            pools_used:
+              description:
+                - How many pools stations hold now, in all network namespaces.
+              type: int
+            pools_with_vfs:
+              description:
+                - Whether VFs draw on the same pools.
+              type: bool
+            holders:
+              description:
+                - Who holds pools, in words.
+              type: list
+              elements: str
+            max_queues:
+              description:
+                - The largest numbers of queues, by their kind.
+              type: dict
+            stations:
+              description:
+                - Its stations, each with C(name), C(offloaded), C(kind), C(mac), C(mode), C(mtu) and C(up).
+              type: list
+              elements: dict
 declared:
   description:
     - For each resource the devices that the collection owns, by address, with what was wished for them and how they

@@ -104,6 +104,11 @@ class Lab:
             raise AssertionError(f"{script[:200]!r} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout.strip()
 
+    def send(self, path: str, data: bytes) -> None:
+        """A file to the host."""
+        done = subprocess.run([*self._ssh(), f"cat >{path}"], input=data, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+
     def module(self, name: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
         """One module, run by Ansible; its result, whether it succeeded or not."""
         tree = self.folder / "tree"

@@ -735,8 +735,9 @@ def _packed() -> tuple[Any, ...]:
     from .guests import steps
     from .kvm import daemons, hugepages, ksm, objects, users
     from .loaders import bls, edited, grub, ostree, proxmox, uki
+    from .vmdq import steps as of_vmdq
 
-    return initramfs, modprobe, steps, daemons, hugepages, ksm, objects, users, bls, edited, grub, ostree, proxmox, uki
+    return initramfs, modprobe, steps, daemons, hugepages, ksm, objects, users, bls, edited, grub, ostree, proxmox, uki, of_vmdq
 
 
 TABLE: Mapping[str, Step] = {
@@ -782,6 +783,9 @@ TABLE: Mapping[str, Step] = {
     "proxmox_refresh": _later("loaders.proxmox", "refresh", "undo_refresh"),
     "ostree_kargs": _later("loaders.ostree", "set_kargs", "undo_kargs"),
     "set_module_options": _later("modprobe", "set_options", "undo_options"),
+    "set_queues": _later("vmdq.steps", "set_queues", "undo_queues"),
+    "set_offload": _later("vmdq.steps", "set_offload", "undo_offload"),
+    "set_station": _later("vmdq.steps", "set_station", "undo_station"),
     "create_image": _later("guests.steps", "create_image", "undo_create_image"),
     "write_seed": _later("guests.steps", "write_seed", "undo_write_seed"),
     "remove_seed": _later("guests.steps", "remove_seed", "undo_write_seed"),

@@ -107,6 +107,8 @@ def _now(state: State, name: str, address: str) -> Mapping[str, Any]:
     function = state.functions[address]
     if name == "vfio":
         return {"driver": function.driver}
+    if name == "vmdq":
+        return {"stations": engine.vmdq.declared_stations(state, function)}
     vfs = function.sriov.vfs if function.sriov else {}
     drivers = {index: state.functions[vf].driver for index, vf in vfs.items() if vf in state.functions}
     return {"vf_count": len(vfs), **eswitch.info(state, function), "vfs": {str(index): {"driver": driver} for index, driver in drivers.items()}}
@@ -149,7 +151,12 @@ def _table(devices: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _in_short(wish: Mapping[str, Any]) -> str:
-    """'4 VFs: 0-1 vfio-pci, 2 igbvf' or 'vfio-pci'."""
+    """'4 VFs: 0-1 vfio-pci, 2 igbvf', '2 stations' or 'vfio-pci'."""
+    if "driver" not in wish and "vfs" not in wish:
+        stations = wish.get("stations") or []
+        inside = [station for station in stations if station.get("offloaded")]
+        number = f"{len(stations)} station{'' if len(stations) == 1 else 's'}"
+        return f"{number}, {len(inside)} in hardware" if any("offloaded" in station for station in stations) else number
     if "vfs" not in wish:
         return str(wish.get("driver") or "no driver")
     count = wish.get("vf_count")

@@ -27,11 +27,25 @@ if TYPE_CHECKING:
     from .resources import iommu, kernel_cmdline
     from .resources.guest import GuestOptions
 
+
+class _Vmdq:
+    """The resource vmdq, imported when it is asked for (docs/dev/benchmarks.md)."""
+
+    NAME = "vmdq"
+
+    def __getattr__(self, name: str) -> Any:
+        from .resources import vmdq as module
+
+        return getattr(module, name)
+
+
+vmdq: Any = _Vmdq()
+
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
-RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio}
+RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio, vmdq.NAME: vmdq}
 
 #: Resource -> what it reads beyond read_state, by commands of its own, for the devices whose wish needs it.
-_READ_MORE = {sriov.NAME: sriov.read_more}
+_READ_MORE = {sriov.NAME: sriov.read_more, vmdq.NAME: vmdq.read_more}
 
 #: Seconds that a run waits for another one to end.
 LOCK_LIMIT = 120.0
@@ -101,7 +115,10 @@ def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) ->
     if not call.check:
         done = {action.unit for action in outcome.done if action.args.get("needs_link")}
         after_link.start_units(host, [pf for pf in after_link.waiting(plan) if pf not in done])
-    return report.result(plan, outcome, {name: RESOURCES[name].info(state) for name in wishes})
+    facts: dict[str, Any] = {name: RESOURCES[name].info(state) for name in wishes}
+    if vmdq.NAME in wishes:
+        facts["vmdq_stations"] = vmdq.proof(state)
+    return report.result(plan, outcome, facts)
 
 
 def _touches_a_device(action: Action) -> bool:
@@ -116,7 +133,9 @@ def _records(action: Action) -> bool:
 
 def _read(host: Host, wishes: Wishes, options: Options) -> State:
     drivers: frozenset[str] = frozenset().union(*(RESOURCES[name].needs(list_) for name, list_ in wishes.items()))
+    # An initramfs holds a copy of what modprobe.d says of a driver.
     early = any(wish.get("early") for wish in wishes.get(vfio.NAME, ()))
+    early |= any(wish.get("pools") is not None for wish in wishes.get(vmdq.NAME, ()))
     state = read_more(host, read.read_state(host, Needs(drivers=drivers, early=early)), wishes, options)
     if state.iommu.active or not any(is_vfio(driver) for driver in drivers):
         return state
@@ -175,6 +194,8 @@ def plan_devices(host: Host, state: State, wishes: Wishes, options: Options, dec
                 _note(declared[name], action.args)
                 _note(recorded[name], action.args)
     plan.refusals += _ruled_twice(state, declared)
+    if declared[vmdq.NAME]:
+        plan.refusals += vmdq.beside_vfs(state, declared[sriov.NAME], declared[vmdq.NAME], plan.actions)
     if any(recorded.values()):
         # The replay does this too: once a card is on vfio-pci it may show nothing that it is told by.
         plan.actions = [*common.follow(state), *plan.actions]
@@ -218,8 +239,8 @@ def _ruled_twice(state: State, declared: Mapping[str, Mapping[str, Any]]) -> lis
     for address in sorted(declared["vfio"]):
         function = state.functions.get(address)
         reason = None
-        if address in declared["sriov"]:
-            reason = "both sriov and vfio name it."
+        if address in declared["sriov"] or address in declared["vmdq"]:
+            reason = f"both {'sriov' if address in declared['sriov'] else 'vmdq'} and vfio name it."
         elif function and function.physfn in declared["sriov"]:
             reason = f"vfio names it, and sriov rules the VFs of its PF {function.physfn}."
         if reason:
@@ -271,6 +292,8 @@ def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> 
     state = read.read_state(host, Needs(variants=True))
     state = replace(state, own_macs=read.own_macs(host.files, state))
     state = read_more(host, state, {name: _owned_wishes(state.stored[name]["devices"])}, Options())
+    if name == vmdq.NAME:
+        state = vmdq.everything(host, state)
     resource = RESOURCES[name]
     wrong = match.check_selector(selector) if selector else None
     if wrong:
@@ -431,6 +454,10 @@ def guests(host: Host, wishes: Sequence[Mapping[str, Any]], options: GuestOption
     wishes = guest.normalized(wishes)
     with turn(host, call):
         found = facts.read(host, _libvirt(host), read.read_state(host, Needs()), wishes)
+        if any(item["model"] == "vmdq" for wish in wishes for item in wish.get("network") or ()):
+            from .guests import stations
+
+            found = replace(found, state=stations.read(host, found.state, wishes))
         plan = guest.plan(found, wishes, options)
         if any(action.kind in guest.TAKING for action in plan.actions) and not plan.refusals:
             # Only now is it worth looking into every process of the host: somebody else may have a function.

@@ -51,6 +51,8 @@ def _goes(state: State, function: Function, action: Action) -> list[str]:
     going: list[str] = []
     if kind == "set_up" and not args["up"]:
         going = [args["netdev"]]
+    elif kind == "set_station" and args["takes"]:
+        going = [args["name"]]
     elif kind == "set_vf_count":
         going = list(function.representors)
     elif kind == "devlink_reload" or (kind == "set_eswitch" and args["key"] == "mode"):
@@ -115,6 +117,26 @@ def before_down(state: State, function: Function) -> list[Refusal]:
     """What stands against setting a PF's network device down: many a VF has its link from its PF."""
     vfs = [state.functions[address] for address in _vfs(function).values() if address in state.functions]
     return [refusal for f in (function, *vfs) for refusal in (*_lost_network(state, f), *_used(state, f, _active))]
+
+
+def before_station(state: State, pf: Function, name: str) -> list[Refusal]:
+    """What stands against taking a macvlan of a port away, or down for a moment. Its siblings stay."""
+    standing = replace(pf, netdevs=(name,), representors=())
+    found = list(_lost_network(state, standing))
+    users = (state.users or {}).get(pf.address, ())
+    names = [user.who for user in users if user.rides == name or f" of {name} is held open" in user.who]
+    for reached, _shared in _reach(state, state.netdevs[name], _leaving(state, standing)) if name in state.netdevs else ():
+        riders = _riders(state, state.netdevs[name], reached) if reached.name != name else None
+        names += [riders] if riders else []
+    if names:
+        found.append(_refusal(pf, "in_use", f"its station {name} is in use by {', '.join(dict.fromkeys(names))}."))
+    return found
+
+
+def before_relayout(state: State, pf: Function, doing: str, stations: Collection[str]) -> list[Refusal]:
+    """What stands against laying the queues of a port out anew, which closes and opens it: whoever has it, but for `stations`, which
+    are what it is done for."""
+    return list(_flapping(state, pf, doing, stations))
 
 
 def before_recount(
@@ -291,6 +313,8 @@ def before_new_netdev(state: State, pf: Function) -> list[Refusal]:
 
 
 def _called(function: Function, netdev: Netdev) -> str:
+    if netdev.kind in ("macvlan", "macvtap"):
+        return f"station {netdev.name}"
     return f"{'representor' if netdev.name in function.representors else 'port'} {netdev.name}"
 
 
@@ -307,13 +331,14 @@ def _lost_representors(state: State, pf: Function) -> list[Refusal]:
     return list(_lost_network(state, standing)) + _used(state, standing, _nobody)
 
 
-def _flapping(state: State, pf: Function, doing: str) -> Iterator[Refusal]:
+def _flapping(state: State, pf: Function, doing: str, ours: Collection[str] = ()) -> Iterator[Refusal]:
     """Many drivers close and reopen a running port when the count changes (seen: igb). A port that is up and that
     nobody uses may flap; who rides on its VFs is asked about these."""
     users = _names(state, pf, _active)
     for netdev in _netdevs(state, pf):
         used = next((what for reached, _shared in _reach(state, netdev) if (what := _carries(state, reached))), None)
-        used = used or (f"a leg of {netdev.uppers[0]}" if netdev.uppers else None)
+        uppers = [name for name in netdev.uppers if name not in ours]
+        used = used or (f"a leg of {uppers[0]}" if uppers else None)
         used = used or (f"XDP {netdev.xdp}" if netdev.xdp else None) or (f"used by {users[0]}" if users else None)
         if netdev.up and netdev.carrier and used:
             reason = f"{doing} takes the running link of {netdev.name} ({used}) down for a moment."

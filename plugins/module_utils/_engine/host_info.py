@@ -13,7 +13,7 @@ from . import platform, replay, security
 from .host import Files, Host
 from .model import Function, State
 from .read import Needs, read_state
-from .resources import common, iommu
+from .resources import common, iommu, vmdq
 from .sriov import eswitch
 
 #: CPU flags (arch/x86/include/asm/cpufeatures.h): hardware virtualization, and nested paging below it.
@@ -31,7 +31,7 @@ _HYPERVISORS = {
 
 def facts(host: Host) -> dict[str, Any]:
     """The facts of a host, in the words of the collection's variables."""
-    state = read_state(host, Needs(variants=True))
+    state = vmdq.everything(host, read_state(host, Needs(variants=True)))
     last = host.files.text(replay.RESULT)
     return {
         "changed": False,
@@ -108,6 +108,7 @@ def _function(state: State, function: Function) -> dict[str, Any]:
         "iommu_group_members": list(group.members) if group else [],
         "disks_in_use": list(function.disks_in_use),
         "sriov": _sriov(state, function),
+        "vmdq": vmdq.of_host(state, function),
     }
 
 

@@ -212,6 +212,11 @@ def _netdev(host: Host, args: Mapping[str, Any]) -> str:
     return here[0]
 
 
+def netdev_now(host: Host, args: Mapping[str, Any]) -> str:
+    """As _netdev; nothing where the port has no network device any more."""
+    return _netdev(host, args) if host.files.names(f"{sysfs.device(args['pf'])}/net") else ""
+
+
 def _own_netdev(host: Host, pf: str, index: str) -> str:
     """The network device of a VF, which its driver may make some time after it took the VF."""
     # Steps on drivers are there, and they need this module.

@@ -48,6 +48,8 @@ class Netdev:
     lowers: tuple[str, ...] = ()
     #: What it is by rtnetlink: 'bond', 'bridge', 'vlan', ...; nothing for a port.
     kind: str = ""
+    #: Of a macvlan or macvtap: 'bridge', 'vepa', 'private', 'passthru', 'source'.
+    mode: str = ""
     #: 'ether', 'infiniband', ...
     link_type: str = ""
     #: What the driver calls the port ('p0', 'pf0vf1') and the switch that it belongs to; nothing where it says neither.
@@ -134,6 +136,8 @@ class User:
     by_netdev: bool = False
     #: Has the function's network device in another namespace, so that nobody here knows what is done with it.
     hides: bool = False
+    #: The network device on the function's own by which it uses it, by its name in the user's network namespace.
+    rides: str = ""
     #: Sets the function's driver, MAC and VLAN for as long as it has it, and puts them back: libvirt with a managed device.
     rules: bool = False
 

@@ -477,6 +477,7 @@ def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Net
         uppers=tuple(entry[6:] for entry in here if entry.startswith("upper_")),
         lowers=tuple(entry[6:] for entry in here if entry.startswith("lower_")),
         kind=(said.get("linkinfo") or {}).get("info_kind", ""),
+        mode=((said.get("linkinfo") or {}).get("info_data") or {}).get("mode", "") if _is_macvlan(said) else "",
         link_type=said.get("link_type") or "",
         port_name=said.get("phys_port_name") or "",
         switch_id=said.get("phys_switch_id") or "",
@@ -490,6 +491,10 @@ def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Net
         vfs=link.vfs(said),
         tells_vfs="vfinfo_list" in said,
     )
+
+
+def _is_macvlan(said: Mapping[str, Any]) -> bool:
+    return (said.get("linkinfo") or {}).get("info_kind") in ("macvlan", "macvtap")
 
 
 def _xdp(link: Mapping[str, Any]) -> str:

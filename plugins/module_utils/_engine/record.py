@@ -21,6 +21,8 @@ _INDEX = re.compile(r"[0-9]{1,5}")
 _OF_PF = {key: option for key, option in spec.SRIOV.items() if key not in ("match", "vfs")}
 _OF_VF = {key: option for key, option in spec.SRIOV["vfs"]["options"].items() if key != "range"}
 _OF_VFIO = {key: option for key, option in spec.VFIO.items() if key != "match"}
+_OF_VMDQ = {key: option for key, option in spec.VMDQ.items() if key != "match"}
+_OF_STATION = spec.VMDQ["stations"]["options"]
 _OF_CONTROLLER = {"queues": {"type": "int"}, "interrupts": {"type": "int"}, "online": {"type": "bool"}}
 
 
@@ -50,6 +52,8 @@ def _wrong(resource: str, entry: Any) -> Iterator[str]:
         yield "origin"
     elif resource == "vfio":
         yield from _wrong_vfio(wish, origin)
+    elif resource == "vmdq":
+        yield from _wrong_vmdq(wish, origin)
     else:
         yield from _wrong_sriov(wish, origin)
 
@@ -59,6 +63,19 @@ def _wrong_vfio(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
         yield "wish.driver"
     yield from _typed(wish, _OF_VFIO, "wish")
     yield from _typed(origin, {key: {"type": "str"} for key in ("driver", "override", "bound")}, "origin")
+
+
+def _wrong_vmdq(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    yield from _typed(wish, _OF_VMDQ, "wish")
+    yield from _typed(origin, {"offload": {"type": "bool"}, "queues": spec.VMDQ["queues"]}, "origin")
+    stations = origin.get("stations", {})
+    if not isinstance(stations, dict):
+        yield "origin.stations"
+        return
+    for name, station in stations.items():
+        yield from _typed(station, _OF_STATION, f"origin.stations.{name}")
+        lacking = [key for key in ("kind", "mac", "mode", "mtu", "up") if isinstance(station, dict) and station.get(key) is None]
+        yield from (f"origin.stations.{name}.{key}" for key in lacking)
 
 
 def _wrong_sriov(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:

@@ -135,7 +135,10 @@ def _unsettled(host: Host, state: State, only: str | None) -> bool:
     queued = host.files.exists(UDEV_QUEUE)
     for name, address, entry in entries_of(state, only):
         driverless = not state.functions[address].driver
-        if driverless and (name == "sriov" or (queued and any(entry["identity"].get(key) for key in identity.STRONG))):
+        if name == "vmdq" and queued:
+            # udev gives a port its name some time after it appeared.
+            return True
+        if driverless and (name in ("sriov", "vmdq") or (queued and any(entry["identity"].get(key) for key in identity.STRONG))):
             return True
     for lost in state.lost.values():
         for key, item in lost.items():

@@ -104,6 +104,29 @@ VFIO: dict[str, Any] = {
     "early": {"type": "bool"},
 }
 
+#: Numbers are of the port; a station that is named is there, up, and in hardware unless require_offload is false.
+VMDQ: dict[str, Any] = {
+    **_TARGET,
+    "offload": {"type": "bool"},
+    "require_offload": {"type": "bool", "default": True},
+    "queues": {"type": "dict", "options": {kind: {"type": "int"} for kind in ("combined", "rx", "tx")}},
+    # Without choices: what a driver has is in drivers.VMDQ.
+    "layout": {"type": "str"},
+    "pools": {"type": "int"},
+    "stations": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "name": {"type": "str", "required": True},
+            "kind": {"type": "str", "choices": ["macvlan", "macvtap"], "default": "macvlan"},
+            "mac": {"type": "str"},
+            "mode": {"type": "str", "choices": ["private", "vepa", "bridge", "passthru", "source"], "default": "bridge"},
+            "mtu": {"type": "int"},
+            "up": {"type": "bool", "default": True},
+        },
+    },
+}
+
 #: Of a network or a pool of libvirt. They have no state "unset": one that is named is there, active, and started with the host.
 _OBJECT: dict[str, Any] = {
     "name": {"type": "str", "required": True},
@@ -143,8 +166,8 @@ KVM: dict[str, Any] = {
     "pools": {"type": "list", "elements": "dict", "options": {**_OBJECT, "path": {"type": "str"}}},
 }
 
-#: How a network device of a guest is made. 'vmdq' comes with its resource: one word here, one function in guests/xml.py.
-NETWORK_MODELS = ["emulated", "virtio", "macvtap", "sriov", "passthrough"]
+#: How a network device of a guest is made.
+NETWORK_MODELS = ["emulated", "virtio", "macvtap", "vmdq", "sriov", "passthrough"]
 #: How a disk of a guest is made.
 DISK_MODELS = ["ide", "sata", "virtio", "scsi", "lun", "nvme"]
 #: What a guest draws on. 'vgpu' and 'mdev' come with their resources.
@@ -297,12 +320,14 @@ MODULES: dict[str, dict[str, Any]] = {
     "devices": {
         "sriov": _list_of(SRIOV),
         "vfio": _list_of(VFIO),
-        "only": {"type": "list", "elements": "str", "choices": ["sriov", "vfio"]},
-        "exclusive": {"type": "list", "elements": "str", "choices": ["sriov", "vfio"], "default": []},
+        "vmdq": _list_of(VMDQ),
+        "only": {"type": "list", "elements": "str", "choices": ["sriov", "vfio", "vmdq"]},
+        "exclusive": {"type": "list", "elements": "str", "choices": ["sriov", "vfio", "vmdq"], "default": []},
         **_COMMON,
     },
     "sriov": {"devices": {**_list_of(SRIOV), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
     "vfio": {"devices": {**_list_of(VFIO), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
+    "vmdq": {"devices": {**_list_of(VMDQ), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
     "kernel_cmdline": {
         "present": _words(),
         "absent": _words(),
@@ -342,4 +367,5 @@ MODULES: dict[str, dict[str, Any]] = {
     "kvm_info": {},
     "sriov_info": {"match": {"type": "dict", "options": SELECTOR}},
     "vfio_info": {"match": {"type": "dict", "options": SELECTOR}},
+    "vmdq_info": {"match": {"type": "dict", "options": SELECTOR}},
 }

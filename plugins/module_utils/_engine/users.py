@@ -131,6 +131,7 @@ def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]
         for folder, place in _NODES.items():
             for name in files.names(f"{sysfs.device(address)}/{folder}") if function.driver else ():
                 nodes.setdefault(f"{place}/{name}", (f"{place}/{name}", [address]))
+    nodes.update(_taps(state))
     for name in files.names("/sys/class/infiniband_verbs"):
         addresses = _functions_of_rdma(files, state, files.attr(f"/sys/class/infiniband_verbs/{name}/ibdev") or "")
         nodes[f"/dev/infiniband/{name}"] = (f"/dev/infiniband/{name}, RDMA,", addresses)
@@ -139,6 +140,17 @@ def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]
             below = functions_below(files, files.resolve(f"/sys/class/{kind}/{name}"))
             nodes[f"/dev/{name}"] = (f"the {called} {name}", below)
     return {path: (what, addresses) for path, (what, addresses) in nodes.items() if addresses}
+
+
+def _taps(state: State) -> dict[str, tuple[str, list[str]]]:
+    """A macvtap's device file, which a guest's QEMU holds open: named by the number of its network device (macvtap_device_event)."""
+    owners = {name: f.address for f in state.functions.values() for name in f.netdevs}
+    found = {}
+    for name, netdev in state.netdevs.items():
+        addresses = [owners[lower] for lower in netdev.lowers if lower in owners]
+        if netdev.kind == "macvtap" and addresses:
+            found[f"/dev/tap{netdev.index}"] = (f"/dev/tap{netdev.index} of {name}", addresses)
+    return found
 
 
 def _on_vfio(state: State, group: str) -> list[str]:
@@ -229,7 +241,7 @@ def _riding_on(host: Host, state: State, pid: str) -> Iterator[tuple[str, User]]
         kind = _kind_there(host, pid, name)
         if kind in _RIDING:
             function, port = ports[int(lower)]
-            yield function.address, User(f"{process(files, pid)} (its {kind} {name} rides on {port.name})")
+            yield function.address, User(f"{process(files, pid)} (its {kind} {name} rides on {port.name})", rides=name)
 
 
 def _netdevs(state: State, function: Function) -> Iterable[Any]:

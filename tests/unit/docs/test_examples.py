@@ -26,6 +26,8 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "sriov_exclusive": spec.EXCLUSIVE,
     "vfio_devices": spec.MODULES["vfio"]["devices"],
     "vfio_exclusive": spec.EXCLUSIVE,
+    "vmdq_devices": spec.MODULES["vmdq"]["devices"],
+    "vmdq_exclusive": spec.EXCLUSIVE,
     "devices_assume": spec.ASSUME,
     "guests_list": spec.MODULES["guest"]["guests"],
     "guests_exclusive": spec.EXCLUSIVE,
@@ -42,8 +44,8 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "iovirt_declared_by": {"type": "str"},
     "iovirt_reboot": {"type": "str", "choices": ["never", "when_needed"]},
 }
-OURS = re.compile(r"(sriov|vfio|devices|guests|iommu|kernel_cmdline|kvm|iovirt)_")
-REGISTERED = re.compile(r"(sriov|vfio|devices|guests|iommu|kvm)_result")
+OURS = re.compile(r"(sriov|vfio|vmdq|devices|guests|iommu|kernel_cmdline|kvm|iovirt)_")
+REGISTERED = re.compile(r"(sriov|vfio|vmdq|devices|guests|iommu|kvm)_result")
 #: What Ansible's argument specification makes of YAML's scalars: a number where a word is wanted becomes one.
 TYPES: dict[str, Any] = {"str": (str, int), "int": int, "bool": bool, "raw": object}
 
@@ -150,7 +152,7 @@ def test_there_are_examples():
         ("iovirt_allow: [everything]", "is none of"),
         ("sriov_exclusive: 1", "is not of type bool"),
         ("iovirt_rebot: never", "there is no such variable"),
-        ("- iovirt.host.vmdq: {devices: []}", "there is no such module"),
+        ("- iovirt.host.vgpu: {devices: []}", "there is no such module"),
         ("- block: [{iovirt.host.iommu: {mode: pt}}]", "is none of"),
         ("- hosts: all\n  roles: [{role: iovirt.host.vfio, vars: {vfio_devices: 5}}]", "is not a dictionary"),
     ],

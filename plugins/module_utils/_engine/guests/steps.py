@@ -68,6 +68,14 @@ def start(host: Host, args: Args) -> None:
         connection.create(args["name"])
     if not connection.active(args["name"]):
         raise EngineError(f"it ended at once. Look at /var/log/libvirt/qemu/{args['name']}.log.")
+    _prove(host, args)
+
+
+def _prove(host: Host, args: Args) -> None:
+    if args.get("stations"):
+        from . import stations
+
+        stations.prove(host, args["stations"])
 
 
 def undo_start(host: Host, args: Args) -> None:
@@ -116,6 +124,7 @@ def undo_autostart(host: Host, args: Args) -> None:
 def attach(host: Host, args: Args) -> None:
     _connection(host).attach(args["name"], args["xml"])
     _see(host, args, there=True)
+    _prove(host, args)
 
 
 def undo_attach(host: Host, args: Args) -> None:

@@ -29,11 +29,12 @@ _NETWORK: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "emulated": (("bridge", "nat"), ("device", "mtu", "rom")),
     "virtio": (("bridge", "nat"), ("vhost", "queues", "mtu", "rom")),
     "macvtap": (("parent",), ("device", "mode", "queues", "vhost", "rom")),
+    "vmdq": (("parent",), ("device", "mode", "vhost", "rom")),
     "sriov": (("pool", "address"), ("numa", "vlan", "trust", "rom")),
     "passthrough": (("address",), ("rom",)),
 }
 #: What has a MAC that libvirt sets: a whole function has its own.
-_WITH_MAC = ("emulated", "virtio", "macvtap", "sriov")
+_WITH_MAC = ("emulated", "virtio", "macvtap", "vmdq", "sriov")
 
 #: Disk model -> keys that it needs.
 _DISK: Mapping[str, tuple[str, ...]] = {

@@ -365,11 +365,12 @@ def _passthrough(devices: Element, item: Wish, _around: Around, _made: _Made) ->
         _sub(hostdev, "rom", enabled=_yes(item["rom"]))
 
 
-#: Model -> how it is written. 'vmdq' (a macvtap on a station of its own) goes here when there is that resource.
+#: Model -> how it is written. To libvirt 'vmdq' is a macvtap: the port makes the difference (guests/stations.py).
 _NETWORK = {
     "emulated": _emulated,
     "virtio": _virtio,
     "macvtap": _macvtap,
+    "vmdq": _macvtap,
     "sriov": _sriov,
     "passthrough": _passthrough,
 }

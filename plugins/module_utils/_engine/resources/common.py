@@ -304,10 +304,14 @@ def _declaration(state: State, resource: str, address: str, new: Mapping[str, An
     )
 
 
+#: Resources that may both have a port: VFs and stations live beside each other.
+_SIDE_BY_SIDE = ({"sriov", "vmdq"},)
+
+
 def conflict(state: State, resource: str, target: Target) -> list[Refusal]:
     """Another resource already rules this device, by an earlier call or by another list of this one."""
     for other in store.RESOURCES:
-        if other != resource and stored_entry(state, other, target.function.address):
+        if other != resource and {other, resource} not in _SIDE_BY_SIDE and stored_entry(state, other, target.function.address):
             reason = f"{target.label} names it, but the resource {other} holds it ({store.path_of(other)})."
             return [
                 Refusal(

@@ -71,9 +71,16 @@ def plan(facts: Facts, wishes: Sequence[Wish], options: GuestOptions) -> GuestPl
     held = check.holders(facts, leaving)
     present = _allocated(facts, present, held, result)
     result.refusals += check.macs(facts, present) + check.pinned_memory(facts, present)
+    on_stations = [wish for wish in present if any(item["model"] == "vmdq" for item in wish.get("network", ()))]
+    if on_stations:
+        from ..guests import stations
+
+        result.refusals += stations.check(facts.state, facts.domains, on_stations)
     for wish in present:
         if not common.refuse_all(result, _stands_against(facts, wish, held, options)):
             _take(facts, wish, options, result)
+    if on_stations:
+        result.actions = stations.with_proof(result.actions, on_stations)
     return result
 
 

@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_params, sim_vmdq
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Block, Net, Pci, SimKernel
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
 
@@ -101,6 +102,28 @@ def switches() -> SimKernel:
     return sim
 
 
+IXGBE, I40E, DOUBLE = "0000:c1:00.0", "0000:c2:00.0", "0000:c3:00.0"
+
+
+def stations() -> SimKernel:
+    """The lab host with ports that give macvlans pools. The double (lab/vmdqsim, on QEMU's edu device) is as the lab showed it. X540 and X710 are
+    synthetic: ids from pci.ids, pools from ixgbe_fwd_add and i40e_fwd_add (Linux 6.12)."""
+    sim = lab()
+    sim.add_driver("ixgbe", "8086:1528", sriov=True, net=True)
+    sim.add_driver("i40e", "8086:1572", sriov=True, net=True)
+    sim.add_driver("vmdqsim", "1234:1111", net=True)
+    sim_params.add(sim, "vmdqsim", VMDQ=("charp", "4"))
+    for number, (address, ids, ifname, vfs) in enumerate((
+        (IXGBE, "8086:1528", "enp193s0", 63), (I40E, "8086:1572", "enp194s0", 64), (DOUBLE, "1234:1111", "enp195s0", None),
+    )):
+        sim.add(Pci(address, ids, "020000", parent=f"/sys/devices/pci0000:{address[5:7]}", numa_node=0, total_vfs=vfs, offset=128, stride=2,
+                    vf_ids="8086:1515" if vfs else "", ifname=ifname, mac=f"52:54:00:00:0b:0{number}"))
+    sim_vmdq.add(sim, IXGBE, 63, with_vfs=True, max_queues={"combined": 63})
+    sim_vmdq.add(sim, I40E, 2, max_queues={"combined": 64})
+    sim_vmdq.add(sim, DOUBLE, 3, by_parameter="vmdqsim")
+    return sim.power_on("root=UUID=1d9f ro console=ttyS0 intel_iommu=on quiet")
+
+
 def mount(number: str, where: str, source: str, kind: str = "ext4") -> str:
     return f"29 1 {number} / {where} rw,relatime shared:1 - {kind} {source} rw\n"
 
@@ -109,6 +132,7 @@ def call(
     sim: SimKernel,
     sriov: list[dict[str, Any]] | None = None,
     vfio: list[dict[str, Any]] | None = None,
+    vmdq: list[dict[str, Any]] | None = None,
     check: bool = False,
     allow: tuple[str, ...] = (),
     exclusive: tuple[str, ...] = (),
@@ -116,7 +140,7 @@ def call(
     **host: Any,
 ) -> dict[str, Any]:
     """The devices call, as the modules make it."""
-    wishes = {name: list_ for name, list_ in (("sriov", sriov), ("vfio", vfio)) if list_ is not None}
+    wishes = {name: list_ for name, list_ in (("sriov", sriov), ("vfio", vfio), ("vmdq", vmdq)) if list_ is not None}
     options = Options(frozenset(allow), frozenset(exclusive), assume or {})
     host.setdefault("environment", SSH)
     return engine.devices(sim.host(**host), wishes, options, engine.Call(check=check, who="test"))

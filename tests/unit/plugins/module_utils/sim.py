@@ -27,7 +27,13 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import Host
 from ansible_collections.iovirt.host.plugins.module_utils._engine.loaders import grub
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip, sim_modules, sim_msix, sim_params
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import (
+    sim_ip,
+    sim_modules,
+    sim_msix,
+    sim_params,
+    sim_vmdq,
+)
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_devlink import Devlink
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
@@ -124,6 +130,8 @@ class Net:
     up: bool = True
     carrier: bool = True
     kind: str = ""
+    #: Of a macvlan or macvtap.
+    mode: str = ""
     lowers: list[str] = field(default_factory=list)
     mac: str = ""
     #: The other end of a veth pair in this namespace.
@@ -230,6 +238,7 @@ class SimKernel:
         self._children: dict[str, set[str]] = {}
         self._macs = 0
         self.devlink = Devlink(self)
+        self.vmdq = sim_vmdq.Vmdq()
         #: What makes it a KVM host (sim_libvirt.install).
         self.virt: Any = None
 
@@ -299,6 +308,7 @@ class SimKernel:
             "images": {path: dict(held) for path, held in self.images.items()},
             "devlink": self.devlink.snapshot(),
             "params": sim_params.snapshot(self),
+            "vmdq": self.vmdq.snapshot(self),
             "virt": self.virt.snapshot() if self.virt else None,
         }
 
@@ -354,6 +364,7 @@ class SimKernel:
 
     def _detach(self, function: Pci) -> None:
         function.driver = None
+        sim_vmdq.port_goes(self, function.ifname)
         for address in list(function.vfs):
             # A PF driver's remove() ends SR-IOV (seen: igb).
             self._vanish(function, address)
@@ -553,6 +564,7 @@ class SimKernel:
         self.files["/proc/interrupts"] = "  24:  0  IR-PCI-MSI  igb\n" if self.iommu_on else "  24:  0  PCI-MSI  igb\n"
         self.registered.clear()
         sim_params.boot(self)
+        sim_vmdq.boot(self)
         if self.virt:
             self.virt.boot()
         self.devlink.reboot()
@@ -691,6 +703,7 @@ class SimKernel:
         for name, (function, net) in here.items():
             if function:
                 path = "/".join(part for part in (function.path, function.below, "net", name) if part)
+                nodes.update(sim_vmdq.nodes(self, name, path))
             else:
                 path = f"/sys/devices/virtual/net/{name}"
             nodes[f"/sys/class/net/{name}"] = Link(path)
@@ -950,7 +963,7 @@ class SimKernel:
         if argv[0] == "ip" and not self.devlink.has_port(argv):
             return sim_ip.batch(self, data if "-batch" in argv else " ".join(argv[1:]))
         answer = self.virt.run(argv, data) if self.virt else None
-        answer = answer or sim_params.run(self, argv) or sim_modules.run(self, argv) or self.devlink.run(argv)
+        answer = answer or sim_vmdq.run(self, argv) or sim_params.run(self, argv) or sim_modules.run(self, argv) or self.devlink.run(argv)
         if answer is not None:
             self._tree = None
             return answer
@@ -968,8 +981,8 @@ class SimKernel:
             return self._ip_show(argv)
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
             return self._tool(argv)
-        if argv[0] == "modinfo" or (argv[0] in ("devlink", "ethtool") and ("show" in argv or "-k" in argv)):
-            return sim_params.run(self, argv) or self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
+        if argv[0] in ("bridge", "modinfo") or (argv[0] in ("devlink", "ethtool") and ("show" in argv or argv[1] in ("-k", "-l"))):
+            return sim_vmdq.run(self, argv) or sim_params.run(self, argv) or self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
         return self.virt.run(argv, data) if self.virt and self.virt.reads(argv) else None
 
     def _modprobe(self, argv: list[str]) -> tuple[int, str, str]:
@@ -1035,7 +1048,9 @@ class SimKernel:
             if function and function.vfs:
                 link["vfinfo_list"] = sim_ip.vfinfo(self, function)
             if net.kind:
-                link["linkinfo"] = {"info_kind": net.kind}
+                link["linkinfo"] = sim_vmdq.linkinfo(net)
+            if net.mode:
+                link["link"] = net.lowers[0]
             if net.peer:
                 link["link"] = net.peer
             if net.xdp:

@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element, SubElement
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import compare
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests.virt import Domain
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_vmdq
 
 CAPABILITIES = """<capabilities><host><cpu><arch>x86_64</arch><model>EPYC</model><vendor>AMD</vendor></cpu></host>
 <guest><os_type>hvm</os_type><arch name='x86_64'><domain type='qemu'/><domain type='kvm'/></arch></guest></capabilities>"""
@@ -174,6 +175,7 @@ class SimDomains:
     def _given(self, device: Element) -> None:
         """lab: driver and override become vfio-pci, MAC and VLAN are set at the PF."""
         address = compare.address_of(device)
+        sim_vmdq.guest_device(self.sim, device, there=True)
         if device.tag not in ("interface", "hostdev") or address not in self.sim.functions:
             return
         vf = self.sim.functions[address]
@@ -190,6 +192,7 @@ class SimDomains:
     def _taken(self, device: Element) -> None:
         """lab: MAC and VLAN are put back; a VF that had a driver of its own goes back to it, its override cleared."""
         address = compare.address_of(device)
+        sim_vmdq.guest_device(self.sim, device, there=False)
         if address in self.kept:
             vf = self.sim.functions[address]
             vf.driver, vf.override, vf.attributes = self.kept.pop(address)

@@ -16,6 +16,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_vmdq
+
 if TYPE_CHECKING:
     from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net, Pci, SimKernel
 
@@ -119,6 +121,10 @@ def line_of(sim: SimKernel, line: str) -> str:
         if fnmatch.fnmatchcase(line, pattern):
             return _answers(code)
     words = line.split()
+    sim._tree = None
+    answer = sim_vmdq.line(sim, words)
+    if answer is not None:
+        return answer
     assert words[:3] == ["link", "set", "dev"], line
     here = sim.netdevs().get(words[3])
     if here is None:

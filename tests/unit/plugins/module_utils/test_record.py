@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, record, replay
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    DOUBLE,
     EDU,
     MLX5,
     NVME,
@@ -20,6 +21,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     at,
     call,
     lab,
+    stations,
     switches,
 )
 
@@ -31,6 +33,7 @@ HOSTS = {
                                        "hw_tc_offload": True, "vf_defaults": {"msix_count": 4}}),
     "nvme": (lab, "sriov", NVME, {"vf_count": 1, "nvme_primary_queues": 0, "vf_defaults": READY}),
     "vfio": (lab, "vfio", EDU, {"driver": "vfio-pci"}),
+    "vmdq": (stations, "vmdq", DOUBLE, {"queues": {"combined": 4}, "stations": [{"name": "theirs", "mode": "private"}, {"name": "mv0", "mac": "auto"}]}),
 }
 GONE = "(gone)"
 
@@ -43,6 +46,9 @@ def entry_of(name):
         sim.write(f"/sys/bus/pci/devices/{PF1}/sriov_numvfs", "2")
         sim.sleep(20)
         sim.write(f"/sys/bus/pci/devices/{sim.functions[PF1].vfs[1]}/driver_override", "vfio-pci")
+    if name == "vmdq":
+        text = "link add link enp195s0 name theirs address 52:54:00:0f:00:01 mtu 1500 type macvlan mode vepa\n"
+        assert sim.run(["ip", "-batch", "-"], text)[0] == 0
     assert call(sim, **{resource: [at(address, **wish)]})["failures"] == {}
     return json.loads(sim.text(f"/etc/iovirt/{resource}.json"))["devices"][address]
 

@@ -33,6 +33,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import (
     sim_params,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    DOUBLE,
     EDU,
     MLX4LX,
     MLX5,
@@ -43,6 +44,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     at,
     call,
     lab,
+    stations,
     switches,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Pci
@@ -259,6 +261,21 @@ def cut_off():
     return devices(sim, sriov=[at(PF1, vf_count=2)])
 
 
+def stations_change():
+    """One goes, one changes, one is made, and the port gets the feature and other queues."""
+    sim = stations()
+    old = [{"name": "mv0"}, {"name": "mv1"}, {"name": "mv2", "up": False}]
+    call(sim, vmdq=[at(DOUBLE, stations=old)])
+    new = [{"name": "mv1", "mac": "52:54:00:cc:00:09"}, {"name": "mv2", "kind": "macvtap"}, {"name": "mv3"}]
+    return devices(sim, vmdq=[at(DOUBLE, queues={"combined": 4}, stations=new)])
+
+
+def stations_lose_their_feature():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv0"}, {"name": "mv1"}])])
+    return devices(sim, vmdq=[at(DOUBLE, offload=False, require_offload=False, stations=[{"name": "mv0"}, {"name": "mv1", "up": False}])])
+
+
 def module_options():
     """One that is written at once, and one for which the module is loaded again."""
     sim = lab()
@@ -323,6 +340,9 @@ SCENARIOS = {
     "libvirt_autostart": network_changes,
     "libvirt_build": pool_is_made,
     "set_module_options": module_options,
+    "set_queues": stations_change,
+    "set_station": stations_change,
+    "set_offload": stations_lose_their_feature,
     "follow": records_follow,
     "write_rules": rules_follow,
     "resume_probing": cut_off,
@@ -471,7 +491,7 @@ def of(snapshot, address):
     nets = {name: net for name, net in snapshot["nets"].items() if name.startswith(ours) and net != (False, 1500, False)}
     card = snapshot["firmware"].get(address.rpartition(".")[0])
     vectors = {name: snapshot["msix"].get(name) for name in functions}
-    return functions, attributes, devlink, nets, card, snapshot["nvme"].get(address), vectors, of_kvm(snapshot)
+    return functions, attributes, devlink, nets, card, snapshot["nvme"].get(address), vectors, of_kvm(snapshot), snapshot["vmdq"].get(address)
 
 
 def of_kvm(snapshot):

@@ -71,7 +71,7 @@ def role_options(role):
     return plain(text["argument_specs"]["main"]["options"], "options")
 
 
-@pytest.mark.parametrize("role", [role for role in ROLES if role in ("sriov", "vfio")])
+@pytest.mark.parametrize("role", [role for role in ROLES if role in ("sriov", "vfio", "vmdq")])
 def test_the_list_of_a_role_is_that_of_its_module(role):
     options = role_options(role)
     wanted = plain(spec.MODULES[role], "options")

@@ -1,0 +1,166 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is wrong with a VMDq wish: said before anything changes, in check mode too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .. import drivers
+from ..link import NO_MAC
+from ..model import Refusal
+from . import pools, reading
+from . import port as ports
+from .port import Port
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+#: dev_valid_name in net/core/dev.c: not longer than 15, no blank, no '/', no ':'.
+_NAME = re.compile(r"[^\s/:]{1,15}")
+
+
+def check(port: Port) -> list[Refusal]:
+    """All that is wrong with the wish of one port."""
+    wrong = [*_queues(port), *_words(port), *pools.check_parameter(port)]
+    if wrong:
+        return wrong
+    stations = ports.wished_stations(port)
+    wrong = [*_stations(port, stations), *_macs(port, stations)]
+    return wrong or list(_offload(port, stations))
+
+
+def together(found: Sequence[Port]) -> list[Refusal]:
+    """What two ports of a call would both have: a name, an address."""
+    refusals = []
+    names: dict[str, str] = {}
+    macs: dict[str, str] = {}
+    for port in found:
+        for name, station in ports.wished_stations(port).items():
+            where = f"{name} ({port.label})"
+            if names.setdefault(name, port.pf.address) != port.pf.address:
+                refusals.append(port.wrong(f"{names[name]} would have a station {name}, too.", "Give each its own name."))
+            elif macs.setdefault(station["mac"], where) != where:
+                refusals.append(port.wrong(f"{name} and {macs[station['mac']]} would both have the MAC {station['mac']}.", "Give each its own, or mac: auto."))
+    return refusals
+
+
+def _words(port: Port) -> Iterator[Refusal]:
+    """What needs no look at the host."""
+    layout = port.wish.get("layout")
+    known = pools.of_driver(port.pf).layouts
+    if layout is not None and layout not in known:
+        have = f"it has {', '.join(known)}" if known else f"its driver {port.pf.driver} has none to choose"
+        yield port.wrong(f"there is no layout {layout}: {have}.", "Leave layout out, or correct it.")
+    seen = set()
+    for station in port.wish.get("stations") or []:
+        name = station["name"]
+        if not _NAME.fullmatch(name) or name in (".", ".."):
+            yield port.wrong(f"{name!r} is no name of a network device.", "It has 15 characters at most, no blank, no '/' and no ':'.")
+        if name in seen:
+            yield port.wrong(f"the station {name} is named twice.", "Name each station once.")
+        seen.add(name)
+        yield from _words_of(port, name, station)
+
+
+def _words_of(port: Port, name: str, station: Mapping[str, Any]) -> Iterator[Refusal]:
+    for key, choices in (("kind", ports.KINDS), ("mode", ports.MODES)):
+        if station.get(key) is not None and station[key] not in choices:
+            yield port.wrong(f"{name}: {key} {station[key]} is none of {', '.join(choices)}.", "Correct it.")
+    mac = str(station.get("mac") or "auto").lower()
+    if mac != "auto" and not _MAC.fullmatch(mac):
+        yield port.wrong(f"{name}: mac {mac} is no MAC address.", "Write six pairs of hexadecimal digits with colons, in quotes, or auto.")
+    elif mac == NO_MAC:
+        yield port.wrong(f"{name}: mac {mac} is no address of a device.", "Name one, or auto.")
+    elif mac != "auto" and int(mac[:2], 16) & 1:
+        yield port.wrong(f"{name}: mac {mac} is a multicast address.", "The first octet of a device's address is even.")
+    mtu = station.get("mtu")
+    if mtu is not None and not 68 <= mtu <= port.netdev.mtu:
+        # macvlan_change_mtu: not above that of the port.
+        yield port.wrong(f"{name}: mtu {mtu} is not between 68 and {port.netdev.mtu}, the MTU of {port.netdev.name}.", "Correct it, or raise the port's first.")
+
+
+def _queues(port: Port) -> Iterator[Refusal]:
+    wished = {kind: number for kind, number in (port.wish.get("queues") or {}).items() if number is not None}
+    if not wished:
+        return
+    facts = port.facts.get("queues", {})
+    if "error" in facts:
+        yield port.wrong(f"its numbers of queues cannot be read: {facts['error']}.", "Install ethtool, or leave queues out.")
+        return
+    for kind, number in wished.items():
+        limit = facts["max"].get(kind, 0)
+        if not limit:
+            have = ", ".join(kind for kind, most in facts["max"].items() if most) or "none that can be set"
+            yield port.wrong(f"{port.netdev.name} has no {kind} queues (ethtool -l shows: {have}).", "Name a kind that it has.")
+        elif isinstance(number, bool) or not 1 <= number <= limit:
+            yield port.wrong(f"{number} {kind} queues are not possible: {port.netdev.name} can have 1 to {limit} (ethtool -l).", "Correct the number.")
+
+
+def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
+    state, lower = port.state, port.netdev.name
+    here = ports.stations_on(state, lower)
+    for name, station in stations.items():
+        other = state.netdevs.get(name)
+        if other and name not in here:
+            below = f" on {', '.join(other.lowers)}" if other.kind in ports.KINDS else ""
+            what = f"a {other.kind}{below}" if other.kind else "a port of its own"
+            yield port.wrong(f"the name {name} is taken: {name} is {what}.", "Give the station another name.")
+        if port.requires and station["up"] and station["mode"] in ports.IN_SOFTWARE:
+            reason = f"{name}: the mode {station['mode']} has no filter by destination, so the kernel never gives it a pool."
+            yield port.wrong(reason, "Choose private, vepa or bridge, or set require_offload to false.")
+    alone = [name for name, station in stations.items() if station["mode"] == "passthru"]
+    going = set(ports.ours(port.entry)) - set(stations)
+    if alone and len({*stations, *here} - going) > 1:
+        yield port.wrong(f"{alone[0]}: a station in the mode passthru is the only one of its port (the kernel answers EINVAL).", "Name it alone, or choose another mode.")
+
+
+def _macs(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
+    """No two in one network may have the same address; the kernel refuses it on one port only (EBUSY, macvlan_addr_busy)."""
+    going = set(ports.ours(port.entry)) - set(stations)
+    taken: dict[str, str] = {}
+    for netdev in port.state.netdevs.values():
+        if netdev.name not in stations and netdev.name not in going and netdev.kind not in ("vlan", "bridge", "bond", "team"):
+            taken.setdefault(netdev.address, netdev.name)
+        for index, vf in netdev.vfs.items():
+            taken.setdefault(str(vf.get("mac", "")), f"VF {index} of {netdev.name}")
+    taken = {mac: who for mac, who in taken.items() if mac not in ("", NO_MAC)}
+    for name, station in stations.items():
+        who = taken.setdefault(station["mac"], name)
+        if who != name and station["mode"] != "passthru":
+            yield port.wrong(f"{name} and {who} would both have the MAC {station['mac']}.", "Give each its own, or mac: auto.")
+
+
+def _offload(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
+    wanted = ports.hardware_wished(stations.values())
+    must = bool(port.requires and wanted)
+    features = port.facts.get("features", {})
+    if must and port.wish.get("offload") is False:
+        yield port.wrong("offload is false, and require_offload is not: no station can be in hardware so.", "Leave offload out, or set require_offload to false.")
+        return
+    if not must and port.wish.get("offload") is None:
+        return
+    if "error" in features:
+        yield port.wrong(f"whether it can offload stations cannot be read: {features['error']}.", "Install ethtool, or set require_offload to false.")
+        return
+    wished_on = must or port.wish["offload"]
+    if features["fixed"] and features["on"] != wished_on:
+        yield port.wrong(*_fixed(port, features["on"]))
+    elif must and port.netdev.xdp:
+        # ixgbe_fwd_add and i40e_fwd_add.
+        yield port.wrong(f"an XDP program is on {port.netdev.name} ({port.netdev.xdp}), and drivers give no pools beside one.", "Take it off (ip link set dev PORT xdp off), or set require_offload to false.")
+    elif must:
+        named = {*stations, *ports.ours(port.entry)}
+        yield from pools.check(port, len(wanted), named)
+
+
+def _fixed(port: Port, on: bool) -> tuple[str, str]:
+    driver = port.pf.driver or "none"
+    said = f"{reading.FEATURE} of {port.netdev.name} is {'on' if on else 'off'} [fixed]"
+    if driver in drivers.VMDQ:
+        parameter = pools.running(port.state, port.pf)
+        why = f" and its parameter {reading.PARAMETER} gives this port {parameter} pools" if parameter is not None else ""
+        return f"{said}: its driver {driver} offers it to other ports or configurations{why}.", "Look at the kernel log, or set require_offload to false."
+    return f"{said}: its driver {driver} does not have it.", f"Drivers that do: {', '.join(sorted(drivers.VMDQ))}. Or set require_offload to false."
