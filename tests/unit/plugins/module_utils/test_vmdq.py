@@ -186,7 +186,7 @@ def test_a_station_in_another_namespace_is_not_made_again():
     from ansible_collections.iovirt.host.plugins.module_utils._engine.model import User
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(users, "read", lambda host, state: {DOUBLE: (User("process 77 (containerd) (its macvlan mv0 rides on it)", rides="mv0"),)})
+        patch.setattr(users, "read", lambda host, state, handles: {DOUBLE: (User("process 77 (containerd) (its macvlan mv0 rides on it)", rides="mv0"),)})
         for check in (True, False):
             result = call(sim, check=check, vmdq=[at(DOUBLE, stations=TWO)])
             assert kinds(result) == [] and not result["changed"]
