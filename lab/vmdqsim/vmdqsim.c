@@ -29,7 +29,8 @@ static int ports = 1;
 module_param(ports, int, 0444);
 MODULE_PARM_DESC(ports, "number of platform ports (default 1)");
 static int VMDQ[MAXP] = { [0 ... MAXP - 1] = -1 };
-static int n_vmdq;
+/* all are shown in sysfs when none was given */
+static int n_vmdq = MAXP;
 module_param_array(VMDQ, int, &n_vmdq, 0444);
 MODULE_PARM_DESC(VMDQ, "pools per port, pool 0 included: 0/1 = off, 2-32; -1 or unset: 4");
 

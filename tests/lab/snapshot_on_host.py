@@ -19,7 +19,7 @@ VOLATILE = re.compile(
     r"sriov_numvfs|config|resource\d*(_wc)?|rom|vpd|power|statistics|byte_queue_limits|aer_dev_.*|msi_irqs|hwmon.*|"
     r"carrier_.*|stat|inflight|diskseq|duration|fifo|temp.*|state|uevent|firmware_node|trace|events.*|queue_count|"
     r"cntlid|keep_alive.*|fast_io_fail_tmo|reconnect_delay|ctrl_loss_tmo|clock_name|enable|power_state|timestamp|"
-    r"pools|reset_method|rxbuf|local_cpu.*|ww_locks|crtc.*|edid|modes|dpms|proto_down|.*_timer|irq|duplex|speed"
+    r"pools|reset_method|rxbuf|local_cpu.*|ww_locks|crtc.*|edid|modes|dpms|proto_down|.*_timer|irq|duplex|speed|timeleft"
 )
 
 #: Files of the host that somebody may have written; python's caches come by themselves.
