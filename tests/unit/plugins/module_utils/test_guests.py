@@ -10,6 +10,7 @@ import copy
 import json
 
 import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import seed
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests.facts import RECORD
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import guests_hosts, hosts
@@ -365,6 +366,49 @@ def test_a_record_that_cannot_be_read_stops_the_run(host):
     host.sim.files[RECORD] = "{"
     host.sim._tree = None
     refused(host, guest("g1"), says="is not a version 1 document of guests")
+
+
+# --- What waits for the reboot, and what is not there yet --------------------------------------------------------------
+
+
+def test_a_pool_that_the_reboot_brings_is_waited_for():
+    host, wished = guests_hosts.Host(hosts.lab()), [hosts.at(hosts.PF1, up=True, vf_count=2, vfs=[{"range": "0-1", "pool": "dataplane"}])]
+    coming = hosts.call(host.sim, check=True, sriov=wished)["predicted"]
+    assert coming == {"pools": {"dataplane": 2}}
+    before = host.snapshot()
+    for check in (True, False):
+        result = host.call(guest("g1", vf()), guest("g2"), check=check, assume={**coming, "iommu": True}, allow=())
+        texts_of = {action["device"]: (action["text"], action["certainty"]) for action in result["actions"] if action["action"] == "define_guest"}
+        assert texts_of["g1"] == ("define it and start it, once the pool dataplane gets its VFs", "after_reboot")
+        assert texts_of["g2"][1] == "certain"
+        assert (result["reboot_required"], result["reboot_reasons"]) == (True, ["the pool dataplane gets its VFs"])
+        assert "g1" not in host.virt.defined
+        assert host.snapshot() == before if check else "g2" in host.virt.defined
+    # Then it is there, whatever the call still assumes.
+    assert "predicted" in hosts.call(host.sim, sriov=wished)
+    done = host.call(guest("g1", vf()), assume=coming)
+    assert done["reboot_required"] is False and "g1" in host.virt.live
+    # What the call before said nothing of is refused, as ever.
+    refused(host, guest("g3", vf("other")), says="there is no pool other", assume=coming)
+
+
+def test_vfs_that_are_there_before_the_iommu_is_on():
+    sim = hosts.lab(iommu=False)
+    hosts.call(sim, sriov=[hosts.at(hosts.PF1, up=True, vf_count=2, vfs=[{"range": "0-1", "pool": "dataplane"}])])
+    host = guests_hosts.Host(sim)
+    result = host.call(guest("g1", vf()), check=True, assume={"iommu": True})
+    assert result["reboot_reasons"] == ["the IOMMU is switched on"]
+    refused(host, guest("g1", vf()), says="has no IOMMU group")
+
+
+def test_a_libvirt_that_the_run_installs(host):
+    host.virt.down = True
+    refused(host, guest("g1", {"model": "virtio", "nat": "lan"}), says="libvirt does not answer")
+    result = host.call(guest("g1", {"model": "virtio", "nat": "lan"}), check=True, assume={"libvirt": True})
+    assert [action["action"] for action in result["actions"]] == ["define_guest", "record_guest", "start_guest"]
+    # Done it is only by one that answers.
+    with pytest.raises(EngineError, match="libvirt does not answer"):
+        host.call(guest("g1"), assume={"libvirt": True})
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------
