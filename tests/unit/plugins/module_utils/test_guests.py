@@ -10,6 +10,7 @@ import copy
 import json
 
 import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cli
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import seed
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests.facts import RECORD
@@ -478,3 +479,28 @@ def test_a_saved_guest_is_not_thrown_away(host):
     refused(host, guest("g1", state="absent"), says="its memory was saved to disk (managedsave), and that would be lost")
     refused(host, guest("g1", memory="512M"), says="it would go on from there as it was defined then")
     converged(host, guest("g1"))
+
+
+# --- The operator's command ------------------------------------------------------------------------------------------
+
+
+def test_status_shows_guests_by_files_alone(host, monkeypatch, capsys):
+    """libvirt is not asked: its Python module need not be there."""
+    monkeypatch.setattr(cli, "Host", lambda **_given: host.sim.host())
+    monkeypatch.setattr(cli.os, "geteuid", lambda: 0)
+    converged(host, guest("g1", vf(mac="52:54:00:aa:00:01")), guest("g2", state="stopped"), declared_by="4f2c91")
+    assert cli.main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "GUEST  STATE     FUNCTIONS     DIFFERS  BY      WHEN",
+        f"g1     running   {VFS[0]}  no       4f2c91  2026-01-31T12:00:00Z",
+        "g2     shut off  -             no       4f2c91  2026-01-31T12:00:00Z",
+    ]
+    edited = host.virt.domains()["g2"].inactive.replace("262144", "131072")
+    host.virt.define(edited)
+    assert cli.main(["status", "--json"]) == 2
+    (_g1, g2) = json.loads(capsys.readouterr().out)["guests"]
+    assert "memory is 131072 and not 262144" in g2["differs"]
+    host.virt.undefine("g2")
+    assert cli.main(["status"]) == 2
+    assert "g2: not as it was made: it is not defined" in capsys.readouterr().out
