@@ -97,16 +97,16 @@ def _stands_against(facts: Facts, wish: Wish, held: Mapping[str, Sequence[str]],
 # --- What waits for the reboot ---------------------------------------------------------------------------------------
 
 
-def _without_waiting(facts: Facts, wishes: Sequence[Wish], options: GuestOptions, result: Plan) -> list[Wish]:
+def _without_waiting(facts: Facts, wishes: Sequence[Wish], options: GuestOptions, result: Plan) -> list[dict[str, Any]]:
     """The declarations that can be looked at now. The others are announced: that what they need cannot be had yet is no reason to refuse them."""
-    staying = []
+    staying: list[dict[str, Any]] = []
     for wish in wishes:
         why = _waits(facts, wish, options)
         if why:
             result.actions.append(_later(wish, why))
             result.reboot_reasons += [] if why in result.reboot_reasons else [why]
         else:
-            staying.append(wish)
+            staying.append(dict(wish))
     return staying
 
 
