@@ -465,6 +465,13 @@ def test_one_function_for_two_guests(host):
     refused(host, guest("a", whole), guest("b", whole), says=f"network[0] and network[0] of the guest a both name {hosts.EDU}")
 
 
+def test_a_function_that_another_guest_has(host):
+    whole = {"model": "passthrough", "address": hosts.EDU}
+    for state in ("running", "stopped"):
+        converged(host, guest("a", whole, state=state))
+        refused(host, guest("b", whole), says=f"network[0]: {hosts.EDU} is in use by the guest a.")
+
+
 def test_two_declarations_of_one_guest(host):
     refused(host, guest("a"), guest("a"), says="two declarations have this name")
 
