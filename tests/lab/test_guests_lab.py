@@ -361,7 +361,8 @@ def test_whole_functions_in_a_guest(far: Any, wishes: dict[str, Any]) -> None:
         said = started(lab, "whole")
         assert f"{mac} igb 10.9.6.2/24" in said["nic"], said
         assert any(line.endswith("1234:1111") for line in said["pci"]), said
-        (disk,) = [line for line in said["disk"] if line.startswith("nvme")]
+        # A controller of a subsystem has a second, hidden disk for the path (nvme0c0n1).
+        disk = next(line for line in said["disk"] if line.startswith("nvme0n1 "))
         assert disk.split()[1] == "524288", said
         assert disk.split()[2] == serial, said
         time.sleep(2)
