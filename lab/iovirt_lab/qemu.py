@@ -259,5 +259,7 @@ def sriov_devices(machine: Machine) -> list[str]:
         "-drive", f"if=none,id=nvmedisk,file={machine.nvme_disk},format=raw,cache=unsafe,discard=unmap",
         "-device", "nvme-ns,drive=nvmedisk,bus=nvme0,nsid=1",
         "-device", "edu,bus=pcie.0,addr=0x9",
+        # The first one is the host's; this one can be a guest's.
+        "-device", "secondary-vga,bus=pcie.0,addr=0xb",
     ]  # fmt: skip
     return result

@@ -903,7 +903,8 @@ actions:
       type: dict
 predicted:
   description:
-    - What will be true after the next boot beyond the devices themselves.
+    - What will be true beyond the devices themselves, now or after the next boot.
+    - C(pools) has the pools that get VFs which are not there yet, and how many; O(iovirt.host.guest#module:assume) takes it.
   returned: always
   type: dict
 reboot_required:

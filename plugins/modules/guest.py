@@ -516,6 +516,24 @@ options:
     elements: str
     choices: [management, link_flap, in_use, boot_disk, console, group, foreign, sealed_disk]
     default: []
+  assume:
+    description:
+      - What an earlier call of the same run makes true, now or by the next boot. With it check mode sees through a host that is still bare, and
+        a guest whose devices come with the next boot is announced as waiting for it.
+    type: dict
+    suboptions:
+      iommu:
+        description:
+          - Whether the IOMMU will be on, as RV(iovirt.host.iommu#module:predicted) says.
+        type: bool
+      pools:
+        description:
+          - The pools that will have VFs, and how many, as RV(iovirt.host.devices#module:predicted) says.
+        type: dict
+      libvirt:
+        description:
+          - Whether libvirt is going to be installed or started. In check mode it then need not answer.
+        type: bool
   declared_by:
     description:
       - Who declares, in free text, as the revision of the inventory. It stands with the time in the record on the host.
@@ -582,7 +600,7 @@ actions:
       type: str
     certainty:
       description:
-        - V(certain) will be so to the letter. For V(predicted) libvirt and QEMU have the last word.
+        - V(certain) will be so to the letter. For V(predicted) libvirt and QEMU have the last word. V(after_reboot) waits for a boot.
       type: str
     before:
       description:
@@ -610,12 +628,12 @@ predicted:
   type: dict
 reboot_required:
   description:
-    - Whether the host has to be rebooted. Guests never need that.
+    - Whether a guest waits for a reboot of the host, by what O(assume) says of its devices.
   returned: always
   type: bool
 reboot_reasons:
   description:
-    - Always empty here.
+    - What guests wait for that comes with the next boot. Empty if none does.
   returned: always
   type: list
   elements: str
@@ -684,6 +702,7 @@ def call(module, host, door):
         timeout=params["shutdown_timeout"],
         power_off=params["power_off"],
         declared_by=params["declared_by"] or "",
+        assume={key: value for key, value in (params["assume"] or {}).items() if value is not None},
     )
     return engine.guests(host, params["guests"], options, door)
 

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,19 @@ class Lab:
         sent = "".join(f"cat >/run/iovirt-lab/{p.name} <<'END_OF_PROGRAM'\n{p.read_text()}END_OF_PROGRAM\n" for p in programs)
         run = f"python3 /run/iovirt-lab/{programs[-1].name} {words}"
         return self.shell(f"mkdir -p /run/iovirt-lab\n{sent}{run}", limit=limit)
+
+    def reboot(self) -> None:
+        """Out and in again: the boot id tells one boot from the next."""
+        before = self.shell("cat /proc/sys/kernel/random/boot_id")
+        self.shell("systemd-run --on-active=1 systemctl reboot")
+        for _round in range(180):
+            time.sleep(5)
+            try:
+                if self.shell("cat /proc/sys/kernel/random/boot_id && systemctl is-active multi-user.target").split()[0] != before:
+                    return
+            except (AssertionError, subprocess.TimeoutExpired):
+                continue
+        raise AssertionError("the host did not come back within 15 minutes")
 
     def snapshot(self) -> str:
         return self.python(SNAPSHOT)

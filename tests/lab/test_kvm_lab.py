@@ -9,8 +9,6 @@ AMD-Vi has the IOMMU that virt-host-validate expects of its processor.
 
 from __future__ import annotations
 
-import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,20 +52,6 @@ def host(lab: Any) -> Iterator[Any]:
     lab.shell(f"userdel {USER}; rmdir {POOL} 2>/dev/null || true")
 
 
-def reboot(lab: Any) -> None:
-    """Out and in again: the boot id tells one boot from the next."""
-    before = lab.shell("cat /proc/sys/kernel/random/boot_id")
-    lab.shell("systemd-run --on-active=1 systemctl reboot")
-    for _round in range(120):
-        time.sleep(5)
-        try:
-            if lab.shell("cat /proc/sys/kernel/random/boot_id && systemctl is-active multi-user.target").split()[0] != before:
-                return
-        except (AssertionError, subprocess.TimeoutExpired):
-            continue
-    raise AssertionError("the host did not come back within 10 minutes")
-
-
 def quiet(lab: Any, wish: dict[str, Any]) -> dict[str, Any]:
     again: dict[str, Any] = lab.module("kvm", **wish)
     assert not again["failed"], again
@@ -104,7 +88,7 @@ def test_a_kvm_host_is_made_is_there_after_a_boot_and_is_given_back(host: Any) -
     # By the role, with the same variables; the packages are in the image.
     variables = {f"kvm_{name}": value for name, value in WISH.items()}
     assert "changed=0" in host.playbook("iovirt.host.site", {**variables, "kvm_packages": []})
-    reboot(host)
+    host.reboot()
     as_wished(host)
     assert "hugepagesz=2M hugepages=1:16" in host.shell("cat /proc/cmdline")
     quiet(host, WISH)

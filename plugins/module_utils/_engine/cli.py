@@ -22,7 +22,7 @@ from .sriov import eswitch
 
 USAGE = """usage: iovirt COMMAND [--json]
 
-  status            the devices that the collection owns: as declared, as they are, and whether they differ
+  status            the devices and guests that the collection owns: as declared, as they are, and whether they differ
   plan              what 'apply' would do
   apply             make the declared devices as they were declared
   replay            what the boot unit runs: wait for the drivers, then apply
@@ -77,10 +77,12 @@ def _status(host: Host, as_json: bool) -> int:
     result = _plan(host, state)
     devices = [_found(state, result, *entry) for entry in replay.entries_of(state)]
     devices += [_missing(name, key, lost) for name, items in state.lost.items() for key, lost in items.items()]
-    _show({"devices": devices}, as_json, _table(devices))
+    guests = _guests(host)
+    lines = _table(devices) if devices or not guests else []
+    _show({"devices": devices, "guests": guests}, as_json, lines + _guest_table(guests))
     if any(device["failure"] for device in devices):
         return 1
-    return 2 if any(device["differs"] for device in devices) else 0
+    return 2 if any(owned["differs"] for owned in [*devices, *guests]) else 0
 
 
 def _plan(host: Host, state: State) -> dict[str, Any]:
@@ -129,6 +131,49 @@ def _missing(name: str, key: str, lost: Lost) -> dict[str, Any]:
     }
 
 
+def _guests(host: Host) -> list[dict[str, Any]]:
+    """By libvirt's own files: it need not answer, and its Python module need not be there."""
+    from .guests import facts
+
+    record = facts.load(host.files)
+    if not record:
+        return []
+    from . import libvirt
+    from .guests import check
+    from .guests.virt import Domain
+    from .resources import guest
+
+    domains = {name: Domain(name, "", inactive, live) for name, inactive, live in libvirt.domains(host.files)}
+    found = facts.Facts(domains=domains, record=record)
+    return [
+        {
+            "guest": name,
+            "state": "not defined" if name not in domains else "running" if domains[name].active else "shut off",
+            "functions": sorted(check.functions_of(domains[name])) if name in domains else [],
+            "declared": entry["wish"],
+            "by": entry.get("by", ""),
+            "at": entry.get("at", ""),
+            "differs": guest.drift(found, name),
+        }
+        for name, entry in sorted(record.items())
+    ]
+
+
+def _guest_table(guests: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not guests:
+        return []
+    rows = [("GUEST", "STATE", "FUNCTIONS", "DIFFERS", "BY", "WHEN")]
+    for item in guests:
+        differs = "yes" if item["differs"] else "no"
+        rows.append((item["guest"], item["state"], ", ".join(item["functions"]) or "-", differs, item["by"] or "-", item["at"] or "-"))
+    return _columns(rows) + [f"{item['guest']}: not as it was made: {text}" for item in guests for text in item["differs"]]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+
+
 def _table(devices: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line a device, then what is to be said of those that differ."""
     if not devices:
@@ -140,8 +185,7 @@ def _table(devices: Sequence[Mapping[str, Any]]) -> list[str]:
         rows.append(
             (device["device"], device["resource"], _in_short(device["declared"]), now, differs, device["by"] or "-", device["at"] or "-")
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    lines = _columns(rows)
     for device in devices:
         if device["device"] != device["declared_at"]:
             lines.append(f"{device['device']}: it was declared at {device['declared_at']} and has moved since.")

@@ -453,7 +453,7 @@ def guests(host: Host, wishes: Sequence[Mapping[str, Any]], options: GuestOption
 
     wishes = guest.normalized(wishes)
     with turn(host, call):
-        found = facts.read(host, _libvirt(host), read.read_state(host, Needs()), wishes)
+        found = facts.read(host, _libvirt_or_to_come(host, options, call), read.read_state(host, Needs()), wishes)
         if any(item["model"] == "vmdq" for wish in wishes for item in wish.get("network") or ()):
             from .guests import stations
 
@@ -483,6 +483,20 @@ def guest_info(host: Host, names: Sequence[str] | None) -> dict[str, Any]:
 
     found = facts.read(host, _libvirt(host), read.read_state(host, Needs()), [])
     return {"changed": False, **guest.facts_of(found, names)}
+
+
+def _libvirt_or_to_come(host: Host, options: GuestOptions, call: Call) -> Any:
+    """In check mode also a libvirt that an earlier call of the same run would make answer."""
+    connection = _libvirt(host)
+    if not (call.check and options.assume.get("libvirt")):
+        return connection
+    from .guests import virt
+
+    try:
+        connection.capabilities()
+    except EngineError:
+        return virt.NotYet()
+    return connection
 
 
 def _libvirt(host: Host) -> Any:

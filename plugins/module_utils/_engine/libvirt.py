@@ -39,6 +39,19 @@ def guests(files: Files, state: State) -> Iterator[tuple[str, User]]:
             yield from _users(domain, state, "defined, not running", idle=True)
 
 
+def domains(files: Files) -> Iterator[tuple[str, str, str]]:
+    """Name, XML of the next start, XML of the running one, nothing where there is none: what libvirt itself would say."""
+    from xml.etree import ElementTree
+
+    live = {}
+    for root in _documents(files, _RUNNING):
+        domain = root if root.tag == "domain" else root.find("domain")
+        if domain is not None and _alive(files, root):
+            live[_name(domain)] = ElementTree.tostring(domain, encoding="unicode")
+    defined = {_name(root): ElementTree.tostring(root, encoding="unicode") for root in _documents(files, _DEFINED) if root.tag == "domain"}
+    yield from ((name, defined.get(name, live.get(name, "")), live.get(name, "")) for name in sorted({*defined, *live}))
+
+
 def _users(domain: Element, state: State, how: str, idle: bool) -> Iterator[tuple[str, User]]:
     who = f"the guest {_name(domain)} (libvirt; {how})"
     managed = _functions(domain, "[@managed='yes']") if not idle else []

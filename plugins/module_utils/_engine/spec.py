@@ -306,6 +306,11 @@ POWER_OFF: dict[str, Any] = {"type": "bool", "default": False}
 
 ALLOW: dict[str, Any] = {"type": "list", "elements": "str", "choices": list(DANGERS), "default": []}
 ASSUME: dict[str, Any] = {"type": "dict", "options": {"iommu": {"type": "bool"}}}
+#: Of the guests: also what the devices and KVM's own call bring.
+GUEST_ASSUME: dict[str, Any] = {
+    "type": "dict",
+    "options": {"iommu": {"type": "bool"}, "pools": {"type": "dict"}, "libvirt": {"type": "bool"}},
+}
 EXCLUSIVE: dict[str, Any] = {"type": "bool", "default": False}
 
 
@@ -353,6 +358,7 @@ MODULES: dict[str, dict[str, Any]] = {
         "shutdown_timeout": SHUTDOWN_TIMEOUT,
         "power_off": POWER_OFF,
         "allow": ALLOW,
+        "assume": GUEST_ASSUME,
         "declared_by": {"type": "str"},
     },
     "guest_info": {"names": _words()},

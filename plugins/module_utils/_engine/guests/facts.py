@@ -17,7 +17,7 @@ from ..host import Files, Host
 from ..model import State
 from ..plain import dataclass
 from . import seed
-from .virt import Connection, Domain
+from .virt import Connection, Domain, NotYet
 from .wish import Wish, cpus
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Facts:
     files: Mapping[str, int | None] = field(default_factory=dict)
     seeds: frozenset[str] = frozenset()
     record: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: libvirt does not answer yet; an earlier call of the run makes it.
+    assumed: bool = False
 
 
 def read(host: Host, connection: Connection, state: State, wishes: Sequence[Wish]) -> Facts:
@@ -73,6 +75,7 @@ def read(host: Host, connection: Connection, state: State, wishes: Sequence[Wish
         files={path: files.size(path) for path in _named(wishes)},
         seeds=frozenset(str(wish["name"]) for wish in wishes if "seed" in wish and seed.is_there(files, wish)),
         record=load(files),
+        assumed=isinstance(connection, NotYet),
     )
 
 

@@ -58,6 +58,23 @@ class Connection(Protocol):
     def set_memory(self, name: str, kib: int) -> None: ...
 
 
+class NotYet:
+    """A Connection to the libvirt that an earlier call of the same run installs or starts, in check mode: it has nothing yet, and nothing can
+    be done with it."""
+
+    def capabilities(self) -> str:
+        return "<capabilities/>"
+
+    def domains(self) -> Mapping[str, Domain]:
+        return {}
+
+    def networks(self) -> Mapping[str, bool]:
+        return {}
+
+    def __getattr__(self, name: str) -> Any:
+        raise EngineError(f"internal: {name} was asked of a libvirt that is not there yet.")
+
+
 #: virDomainState, by the words of `virsh list`.
 _STATES = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "suspended")
 

@@ -18,9 +18,9 @@ from ..guests import allocate, check, compare, live, seed
 from ..guests.allocate import Request
 from ..guests.facts import RECORD, Facts
 from ..guests.virt import Domain
-from ..guests.wish import Wish, check_list, cpus, kib, normal, with_macs
+from ..guests.wish import Wish, check_list, cpus, functions, kib, normal, with_macs
 from ..guests.xml import Around, Wanted, build
-from ..model import CERTAIN, PREDICTED, Action, Plan, Refusal
+from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Plan, Refusal
 from ..plain import dataclass
 from . import common
 
@@ -35,7 +35,8 @@ _NESTED = {"AMD": "svm", "Hygon": "svm"}
 
 @dataclass(frozen=True)
 class GuestOptions:
-    """What a caller grants beside the declarations. `timeout`: seconds for a guest to shut down."""
+    """What a caller grants beside the declarations. `timeout`: seconds for a guest to shut down. `assume`: what an earlier call of the same run
+    makes true, now or by the next boot: `iommu` (it will be on), `pools` (pool -> number of VFs that it will get), `libvirt` (it will answer)."""
 
     allow: frozenset[str] = frozenset()
     exclusive: bool = False
@@ -43,6 +44,7 @@ class GuestOptions:
     timeout: int = 120
     power_off: bool = False
     declared_by: str = ""
+    assume: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -69,6 +71,7 @@ def plan(facts: Facts, wishes: Sequence[Wish], options: GuestOptions) -> GuestPl
     for name in leaving:
         result.extend(_give_up(facts, name, options))
     held = check.holders(facts, leaving)
+    present = _without_waiting(facts, present, options, result)
     present = _allocated(facts, present, held, result)
     result.refusals += check.macs(facts, present) + check.pinned_memory(facts, present)
     on_stations = [wish for wish in present if any(item["model"] == "vmdq" for item in wish.get("network", ()))]
@@ -89,6 +92,39 @@ def _stands_against(facts: Facts, wish: Wish, held: Mapping[str, Sequence[str]],
     if wish["name"] not in facts.domains and "memory" not in wish:
         found.append(Refusal(str(wish["name"]), "it is new, and memory is not named.", "Name it, as in memory: 2G. Nothing was changed."))
     return found + check.assignments(facts, wish, held, options.allow) + check.ports_up(facts, wish)
+
+
+# --- What waits for the reboot ---------------------------------------------------------------------------------------
+
+
+def _without_waiting(facts: Facts, wishes: Sequence[Wish], options: GuestOptions, result: Plan) -> list[dict[str, Any]]:
+    """The declarations that can be looked at now. The others are announced: that what they need cannot be had yet is no reason to refuse them."""
+    staying: list[dict[str, Any]] = []
+    for wish in wishes:
+        why = _waits(facts, wish, options)
+        if why:
+            result.actions.append(_later(wish, why))
+            result.reboot_reasons += [] if why in result.reboot_reasons else [why]
+        else:
+            staying.append(dict(wish))
+    return staying
+
+
+def _waits(facts: Facts, wish: Wish, options: GuestOptions) -> str:
+    """What the next boot brings that this guest needs; nothing where it can be had now."""
+    coming, there = options.assume.get("pools") or {}, allocate.pools(facts.state)
+    for item in wish.get("network", ()):
+        pool = item.get("pool")
+        if pool and coming.get(pool) and not there.get(pool):
+            return f"the pool {pool} gets its VFs"
+    if options.assume.get("iommu") and not facts.state.iommu.active and (functions(wish) or any("pool" in i for i in wish.get("network", ()))):
+        return "the IOMMU is switched on"
+    return ""
+
+
+def _later(wish: Wish, why: str) -> Action:
+    text = f"define it{' and start it' if wish['state'] == 'running' else ''}, once {why}"
+    return Action("define_guest", str(wish["name"]), text, AFTER_REBOOT, {"name": wish["name"]}, {}, _declared(_as_declared(wish)))
 
 
 # --- VFs from pools --------------------------------------------------------------------------------------------------

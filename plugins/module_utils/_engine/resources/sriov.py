@@ -10,6 +10,7 @@ Rules of the kernel: Documentation/PCI/pci-iov-howto.rst and drivers/pci/iov.c. 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -63,7 +64,14 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
         else:
             result.extend(_take(state, target, options, leads, ports))
     result.refusals += attributes.check_together(state, ports, [t.function.address for t in found if t.absent])
+    result.predicted = _pools_to_come(ports)
     return result
+
+
+def _pools_to_come(ports: Iterable[Port]) -> dict[str, Any]:
+    """Pool -> how many VFs that are not there yet this call brings it, now or by the next boot."""
+    pools = Counter(vf["pool"] for port in ports if port.born for vf in port.wished.values() if vf.get("pool"))
+    return {"pools": dict(sorted(pools.items()))} if pools else {}
 
 
 def info(state: State) -> list[dict[str, Any]]:

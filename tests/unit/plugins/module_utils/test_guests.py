@@ -10,6 +10,8 @@ import copy
 import json
 
 import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cli
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import seed
 from ansible_collections.iovirt.host.plugins.module_utils._engine.guests.facts import RECORD
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import guests_hosts, hosts
@@ -367,6 +369,49 @@ def test_a_record_that_cannot_be_read_stops_the_run(host):
     refused(host, guest("g1"), says="is not a version 1 document of guests")
 
 
+# --- What waits for the reboot, and what is not there yet --------------------------------------------------------------
+
+
+def test_a_pool_that_the_reboot_brings_is_waited_for():
+    host, wished = guests_hosts.Host(hosts.lab()), [hosts.at(hosts.PF1, up=True, vf_count=2, vfs=[{"range": "0-1", "pool": "dataplane"}])]
+    coming = hosts.call(host.sim, check=True, sriov=wished)["predicted"]
+    assert coming == {"pools": {"dataplane": 2}}
+    before = host.snapshot()
+    for check in (True, False):
+        result = host.call(guest("g1", vf()), guest("g2"), check=check, assume={**coming, "iommu": True}, allow=())
+        texts_of = {action["device"]: (action["text"], action["certainty"]) for action in result["actions"] if action["action"] == "define_guest"}
+        assert texts_of["g1"] == ("define it and start it, once the pool dataplane gets its VFs", "after_reboot")
+        assert texts_of["g2"][1] == "certain"
+        assert (result["reboot_required"], result["reboot_reasons"]) == (True, ["the pool dataplane gets its VFs"])
+        assert "g1" not in host.virt.defined
+        assert host.snapshot() == before if check else "g2" in host.virt.defined
+    # Then it is there, whatever the call still assumes.
+    assert "predicted" in hosts.call(host.sim, sriov=wished)
+    done = host.call(guest("g1", vf()), assume=coming)
+    assert done["reboot_required"] is False and "g1" in host.virt.live
+    # What the call before said nothing of is refused, as ever.
+    refused(host, guest("g3", vf("other")), says="there is no pool other", assume=coming)
+
+
+def test_vfs_that_are_there_before_the_iommu_is_on():
+    sim = hosts.lab(iommu=False)
+    hosts.call(sim, sriov=[hosts.at(hosts.PF1, up=True, vf_count=2, vfs=[{"range": "0-1", "pool": "dataplane"}])])
+    host = guests_hosts.Host(sim)
+    result = host.call(guest("g1", vf()), check=True, assume={"iommu": True})
+    assert result["reboot_reasons"] == ["the IOMMU is switched on"]
+    refused(host, guest("g1", vf()), says="has no IOMMU group")
+
+
+def test_a_libvirt_that_the_run_installs(host):
+    host.virt.down = True
+    refused(host, guest("g1", {"model": "virtio", "nat": "lan"}), says="libvirt does not answer")
+    result = host.call(guest("g1", {"model": "virtio", "nat": "lan"}), check=True, assume={"libvirt": True})
+    assert [action["action"] for action in result["actions"]] == ["define_guest", "record_guest", "start_guest"]
+    # Done it is only by one that answers.
+    with pytest.raises(EngineError, match="libvirt does not answer"):
+        host.call(guest("g1"), assume={"libvirt": True})
+
+
 # --- Refusals --------------------------------------------------------------------------------------------------------
 
 BAD = [
@@ -420,6 +465,13 @@ def test_one_function_for_two_guests(host):
     refused(host, guest("a", whole), guest("b", whole), says=f"network[0] and network[0] of the guest a both name {hosts.EDU}")
 
 
+def test_a_function_that_another_guest_has(host):
+    whole = {"model": "passthrough", "address": hosts.EDU}
+    for state in ("running", "stopped"):
+        converged(host, guest("a", whole, state=state))
+        refused(host, guest("b", whole), says=f"network[0]: {hosts.EDU} is in use by the guest a.")
+
+
 def test_two_declarations_of_one_guest(host):
     refused(host, guest("a"), guest("a"), says="two declarations have this name")
 
@@ -434,3 +486,28 @@ def test_a_saved_guest_is_not_thrown_away(host):
     refused(host, guest("g1", state="absent"), says="its memory was saved to disk (managedsave), and that would be lost")
     refused(host, guest("g1", memory="512M"), says="it would go on from there as it was defined then")
     converged(host, guest("g1"))
+
+
+# --- The operator's command ------------------------------------------------------------------------------------------
+
+
+def test_status_shows_guests_by_files_alone(host, monkeypatch, capsys):
+    """libvirt is not asked: its Python module need not be there."""
+    monkeypatch.setattr(cli, "Host", lambda **_given: host.sim.host())
+    monkeypatch.setattr(cli.os, "geteuid", lambda: 0)
+    converged(host, guest("g1", vf(mac="52:54:00:aa:00:01")), guest("g2", state="stopped"), declared_by="4f2c91")
+    assert cli.main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        "GUEST  STATE     FUNCTIONS     DIFFERS  BY      WHEN",
+        f"g1     running   {VFS[0]}  no       4f2c91  2026-01-31T12:00:00Z",
+        "g2     shut off  -             no       4f2c91  2026-01-31T12:00:00Z",
+    ]
+    edited = host.virt.domains()["g2"].inactive.replace("262144", "131072")
+    host.virt.define(edited)
+    assert cli.main(["status", "--json"]) == 2
+    (_g1, g2) = json.loads(capsys.readouterr().out)["guests"]
+    assert "memory is 131072 and not 262144" in g2["differs"]
+    host.virt.undefine("g2")
+    assert cli.main(["status"]) == 2
+    assert "g2: not as it was made: it is not defined" in capsys.readouterr().out

@@ -16,6 +16,10 @@ class Ended(Exception):
 
 
 class Module:
+    def __init__(self, check_mode=False, assume=None):
+        self.check_mode = check_mode
+        self.params = {"assume": assume}
+
     def fail_json(self, msg):
         raise Ended(msg)
 
@@ -53,6 +57,15 @@ def test_without_any_it_says_what_to_install(without, elsewhere, respawned):
     without(elsewhere, respawned)
     with pytest.raises(Ended, match=r"has no Python module libvirt\. Install it"):
         _door._libvirt(Module())
+
+
+def test_one_that_the_run_installs_is_not_there_yet_in_check_mode(without):
+    without(None)
+    coming = {"libvirt": True}
+    assert _door._libvirt(Module(check_mode=True, assume=coming))().domains() == {}
+    for module in (Module(assume=coming), Module(check_mode=True), Module(check_mode=True, assume={"libvirt": False})):
+        with pytest.raises(Ended, match=r"has no Python module libvirt"):
+            _door._libvirt(module)
 
 
 def test_the_connection_is_one(monkeypatch):
