@@ -11,8 +11,8 @@ module: devices
 short_description: All device resources of a host in one call
 version_added: 0.1.0
 description:
-  - Does what M(iovirt.host.sriov), M(iovirt.host.vfio) and M(iovirt.host.vmdq) do, with one reading of the host, one plan and one round
-    trip.
+  - Does what M(iovirt.host.sriov), M(iovirt.host.vfio), M(iovirt.host.vmdq), M(iovirt.host.vgpu) and M(iovirt.host.mdev)
+    do, with one reading of the host, one plan and one round trip.
   - >-
     The wishes are checked against each other: a device that two resources name is refused, but for a port with VFs and stations.
   - Nothing is destroyed by surprise. What would cost the path to the controller, a mounted disk, the console or a
@@ -794,12 +794,262 @@ options:
               - Whether it is up. One that is down has no pool.
             type: bool
             default: true
+  mdev:
+    description:
+      - The parents of mediated devices, and what each of them shall have.
+      - Unset, mediated devices stay as they are. An empty list wishes nothing, and with O(exclusive) removes all that the
+        collection made.
+    type: list
+    elements: dict
+    suboptions:
+      match:
+        description:
+          - Which parents of mediated devices are meant. All keys that are named must fit; of a list in a key one must fit.
+          - 'At least one key has to be named: an empty match would mean every device of the host.'
+          - A match that finds no device is an error, unless O(mdev[].expect) says V(0) or O(mdev[].state) is V(absent).
+          - Several wishes may speak of one parent.
+        type: dict
+        required: true
+        suboptions:
+          address:
+            description:
+              - PCI addresses with their domain, as in V(0000:3b:00.0), in any case.
+              - A shell pattern is possible, as in V(0000:3b:*).
+            type: list
+            elements: str
+          vendor:
+            description:
+              - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is allowed.
+            type: list
+            elements: raw
+          device:
+            description:
+              - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is allowed.
+            type: list
+            elements: raw
+          subsystem:
+            description:
+              - PCI subsystem IDs, vendor and device joined by a colon, in quotes, as in V("8086:a04c").
+            type: list
+            elements: str
+          driver:
+            description:
+              - 'Drivers that the device has when nothing overrides it: the one that was recorded before the collection
+                took the device, else the one that the kernel''s module aliases name.'
+              - So a selector finds the same devices before and after it was applied. It never finds a device by V(vfio-pci).
+            type: list
+            elements: str
+          ifname:
+            description:
+              - Names of network interfaces of the device. A shell pattern is possible, as in V(ens3f*).
+              - While the interface is gone, because the device is on another driver, the name counts that was recorded
+                before.
+            type: list
+            elements: str
+          mac:
+            description:
+              - Permanent MAC addresses of network interfaces of the device, in any case.
+              - While the interface is gone, the address counts that was recorded before.
+            type: list
+            elements: str
+          serial:
+            description:
+              - Serial numbers, as sysfs shows them for NVMe controllers.
+            type: list
+            elements: str
+          class:
+            description:
+              - 'Classes of devices by name: V(storage), V(scsi), V(sata), V(nvme), V(network), V(ethernet), V(infiniband),
+                V(display), V(multimedia), V(audio), V(usb), V(fibre_channel), V(encryption), V(accelerator).'
+              - Or the first two, four or six digits of a PCI class code, in quotes, as in V("0x0200").
+            type: list
+            elements: str
+          numa_node:
+            description:
+              - NUMA nodes that the device is attached to. V(-1) means that the firmware names none.
+            type: list
+            elements: int
+          slot:
+            description:
+              - Names of physical slots, as in C(/sys/bus/pci/slots).
+            type: list
+            elements: str
+          vf:
+            description:
+              - Find virtual functions as well. Without it a selector sees physical and whole functions only.
+              - It widens a match and selects nothing by itself.
+            type: bool
+          parent:
+            description:
+              - Names of parents, as in C(/sys/class/mdev_bus). A PCI function goes by its address there, a VF too.
+              - A parent that is not there yet is waited for, up to ten seconds.
+            type: list
+            elements: str
+      expect:
+        description:
+          - How many devices the match has to find. Any other number is an error, and nothing is changed.
+        type: int
+      state:
+        description:
+          - V(present) makes the mediated devices that are named here.
+          - V(absent) removes those that the collection made on this parent. What others made is left alone.
+        type: str
+        choices:
+          - present
+          - absent
+        default: present
+      type:
+        description:
+          - The type of the devices, by its id in C(mdev_supported_types), as in V(i915-GVTg_V5_4), or by its name.
+        type: str
+      count:
+        description:
+          - How many devices of this type the parent shall have of the collection. Their UUIDs are derived from the host,
+            the parent and an index, so they are the same in each run.
+          - Where several wishes count on one parent, the index goes on from one to the next; name O(mdev[].uuids) then.
+        type: int
+      uuids:
+        description:
+          - The UUIDs of the devices, in place of O(mdev[].count).
+        type: list
+        elements: str
+      attributes:
+        description:
+          - Attributes that are written to each device when it starts, in this order (C(assign_adapter) of vfio-ap).
+          - Another list starts a device anew. Unset, they stay as they are; a new device gets none.
+        type: list
+        elements: dict
+        suboptions:
+          name:
+            description:
+              - The name of the attribute, a file in the folder of the device.
+            type: str
+            required: true
+          value:
+            description:
+              - What is written to it, in quotes.
+            type: str
+            required: true
+      autostart:
+        description:
+          - Whether the devices are there again after a boot. A run starts them in any case.
+          - Unset, it stays as it is; a new device has it.
+        type: bool
+  vgpu:
+    description:
+      - The GPUs, and the vGPU types that their VFs shall have.
+      - Unset, vGPUs stay as they are. An empty list wishes nothing, and with O(exclusive) gives everything back.
+    type: list
+    elements: dict
+    suboptions:
+      match:
+        description:
+          - Which devices of the host are meant. All keys that are named must fit; of a list in a key one must fit.
+          - 'At least one key has to be named: an empty match would mean every device of the host.'
+          - A match that finds no device is an error, unless O(vgpu[].expect) says V(0) or O(vgpu[].state) is V(absent).
+        type: dict
+        required: true
+        suboptions:
+          address:
+            description:
+              - PCI addresses with their domain, as in V(0000:3b:00.0), in any case.
+              - A shell pattern is possible, as in V(0000:3b:*).
+            type: list
+            elements: str
+          vendor:
+            description:
+              - PCI vendor IDs, four hexadecimal digits each, in quotes, as in V("8086"). A leading V(0x) is allowed.
+            type: list
+            elements: raw
+          device:
+            description:
+              - PCI device IDs, four hexadecimal digits each, in quotes, as in V("10c9"). A leading V(0x) is allowed.
+            type: list
+            elements: raw
+          subsystem:
+            description:
+              - PCI subsystem IDs, vendor and device joined by a colon, in quotes, as in V("8086:a04c").
+            type: list
+            elements: str
+          driver:
+            description:
+              - 'Drivers that the device has when nothing overrides it: the one that was recorded before the collection
+                took the device, else the one that the kernel''s module aliases name.'
+              - So a selector finds the same devices before and after it was applied. It never finds a device by V(vfio-pci).
+            type: list
+            elements: str
+          ifname:
+            description:
+              - Names of network interfaces of the device. A shell pattern is possible, as in V(ens3f*).
+              - While the interface is gone, because the device is on another driver, the name counts that was recorded
+                before.
+            type: list
+            elements: str
+          mac:
+            description:
+              - Permanent MAC addresses of network interfaces of the device, in any case.
+              - While the interface is gone, the address counts that was recorded before.
+            type: list
+            elements: str
+          serial:
+            description:
+              - Serial numbers, as sysfs shows them for NVMe controllers.
+            type: list
+            elements: str
+          class:
+            description:
+              - 'Classes of devices by name: V(storage), V(scsi), V(sata), V(nvme), V(network), V(ethernet), V(infiniband),
+                V(display), V(multimedia), V(audio), V(usb), V(fibre_channel), V(encryption), V(accelerator).'
+              - Or the first two, four or six digits of a PCI class code, in quotes, as in V("0x0200").
+            type: list
+            elements: str
+          numa_node:
+            description:
+              - NUMA nodes that the device is attached to. V(-1) means that the firmware names none.
+            type: list
+            elements: int
+          slot:
+            description:
+              - Names of physical slots, as in C(/sys/bus/pci/slots).
+            type: list
+            elements: str
+          vf:
+            description:
+              - Find virtual functions as well. Without it a selector sees physical and whole functions only.
+              - It widens a match and selects nothing by itself.
+            type: bool
+      expect:
+        description:
+          - How many devices the match has to find. Any other number is an error, and nothing is changed.
+        type: int
+      state:
+        description:
+          - V(present) gives vGPU types to VFs of the GPU.
+          - V(absent) takes the types that the collection gave, and the VFs where it had them made. What others had set
+            stays.
+        type: str
+        choices:
+          - present
+          - absent
+        default: present
+      type:
+        description:
+          - The vGPU type by its name, with or without the maker in front, or by its id, as in V(NVIDIA L40S-12Q), V(L40S-12Q)
+            or V("1153").
+          - It is one that the driver names for this GPU. Types for GPU instances of MIG are refused.
+        type: str
+      count:
+        description:
+          - How many VFs of the GPU have this type. VFs are chosen so that as few as possible change; those count that have
+            it already.
+          - Several wishes may speak of one GPU, each with a type of its own.
+        type: int
   only:
     description:
       - The resources to look at. The lists of the others are passed over. Unset means all.
     type: list
     elements: str
-    choices: [sriov, vfio, vmdq]
+    choices: [sriov, vfio, vmdq, mdev, vgpu]
   exclusive:
     description:
       - >-
@@ -808,7 +1058,7 @@ options:
       - A resource without a list is not touched, whatever is said here.
     type: list
     elements: str
-    choices: [sriov, vfio, vmdq]
+    choices: [sriov, vfio, vmdq, mdev, vgpu]
     default: []
 seealso:
   - module: iovirt.host.sriov_info
@@ -816,6 +1066,8 @@ seealso:
   - module: iovirt.host.sriov
   - module: iovirt.host.vfio
   - module: iovirt.host.vmdq
+  - module: iovirt.host.mdev
+  - module: iovirt.host.vgpu
   - module: iovirt.host.iommu
   - module: iovirt.host.host_info
 """
@@ -969,6 +1221,54 @@ vfio:
     early:
       description:
         - Whether it is declared to be bound in the initramfs; missing where it is not.
+      type: bool
+vgpu:
+  description:
+    - The vGPUs of the GPUs that the call named, in the form of wishes. Each entry is valid input for O(vgpu).
+  returned: when O(vgpu) is set and O(only) does not leave it out
+  type: list
+  elements: dict
+  contains:
+    match:
+      description:
+        - A selector that names exactly this GPU.
+      type: dict
+    type:
+      description:
+        - The name of the type.
+      type: str
+    count:
+      description:
+        - How many VFs of the GPU have it.
+      type: int
+mdev:
+  description:
+    - All mediated devices of the host, in the form of wishes, whoever made them. Each entry is valid input for O(mdev).
+  returned: when O(mdev) is set and O(only) does not leave it out
+  type: list
+  elements: dict
+  contains:
+    match:
+      description:
+        - A selector that names exactly this parent.
+      type: dict
+    type:
+      description:
+        - The type of the devices.
+      type: str
+    uuids:
+      description:
+        - The devices of this type that have the same attributes and autostart.
+      type: list
+      elements: str
+    attributes:
+      description:
+        - The attributes, as they are declared or defined; missing where nobody knows them.
+      type: list
+      elements: dict
+    autostart:
+      description:
+        - Whether they start with the host; missing where nobody said.
       type: bool
 vmdq:
   description:

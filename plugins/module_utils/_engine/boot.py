@@ -144,8 +144,11 @@ def _rules(declared: Collection[str], ours: Collection[str]) -> str:
         # Not when udev asks for all events again at boot: then the boot unit does it.
         'ACTION=="add", SUBSYSTEM=="net", KERNELS=="%(a)s", ENV{SYNTH_UUID}!="?*", ' + start,
     )
+    # A parent of mediated devices registers (mdev_register_parent, drivers/vfio/mdev/mdev_core.c).
+    registered = 'ACTION=="change", KERNEL=="%(a)s", ENV{MDEV_STATE}=="registered", ' + start
     fills = [{"a": address, "bus": sysfs.bus_of(address)} for address in sorted(declared)]
-    lines = [rule % fill for fill in fills for rule in events] + [vf % {"a": address} for address in sorted(ours)]
+    rules = {sysfs.MDEV: (registered,), sysfs.PCI: (*events, registered)}
+    lines = [rule % fill for fill in fills for rule in rules.get(fill["bus"], events)] + [vf % {"a": address} for address in sorted(ours)]
     return "\n".join([_NOTE, *lines]) + "\n"
 
 

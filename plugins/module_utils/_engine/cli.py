@@ -17,6 +17,7 @@ from .errors import EngineError
 from .host import FileSystem, Host, run_command
 from .model import Lost, State
 from .read import Needs, read_state
+from .resources import mdev, vgpu
 from .resources.common import Options
 from .sriov import eswitch
 
@@ -107,6 +108,10 @@ def _found(state: State, result: Mapping[str, Any], name: str, address: str, ent
 
 def _now(state: State, name: str, address: str) -> Mapping[str, Any]:
     function = state.functions[address]
+    if name == mdev.NAME:
+        return mdev.now(state, address)
+    if name == vgpu.NAME:
+        return vgpu.now(state, address)
     if name == "vfio":
         return {"driver": function.driver}
     if name == "vmdq":
@@ -196,6 +201,10 @@ def _table(devices: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _in_short(wish: Mapping[str, Any]) -> str:
     """'4 VFs: 0-1 vfio-pci, 2 igbvf', '2 stations' or 'vfio-pci'."""
+    if "devices" in wish or "mdevs" in wish:
+        return mdev.in_short(wish)
+    if "vgpus" in wish:
+        return vgpu.in_short(wish)
     if "driver" not in wish and "vfs" not in wish:
         stations = wish.get("stations") or []
         inside = [station for station in stations if station.get("offloaded")]

@@ -18,7 +18,7 @@ from .host import Host
 from .model import DANGERS, HOST, Action, Outcome, Plan, Refusal, State
 from .plain import dataclass
 from .read import Needs
-from .resources import common, sriov, vfio
+from .resources import common, mdev, sriov, vfio, vgpu
 from .resources.common import Options
 
 # Imports within functions: a devices call that finds nothing to do, as most do, is spared what it does not use
@@ -42,10 +42,10 @@ class _Vmdq:
 vmdq: Any = _Vmdq()
 
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
-RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio, vmdq.NAME: vmdq}
+RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio, vmdq.NAME: vmdq, vgpu.NAME: vgpu, mdev.NAME: mdev}
 
-#: Resource -> what it reads beyond read_state, by commands of its own, for the devices whose wish needs it.
-_READ_MORE = {sriov.NAME: sriov.read_more, vmdq.NAME: vmdq.read_more}
+#: Resources that read more than read_state (read_more), by commands of their own, for the devices whose wish needs it.
+_READ_MORE = (sriov.NAME, vmdq.NAME, mdev.NAME, vgpu.NAME)
 
 #: Seconds that a run waits for another one to end.
 LOCK_LIMIT = 120.0
@@ -158,7 +158,7 @@ def read_more(host: Host, state: State, wishes: Wishes, options: Options) -> Sta
     """What costs a process is read only where a wish needs it: a host whose wishes name none of it pays nothing."""
     for name, wished in wishes.items():
         if name in _READ_MORE:
-            state = _READ_MORE[name](host, state, wished, options)
+            state = RESOURCES[name].read_more(host, state, wished, options)
     return state
 
 
@@ -241,10 +241,15 @@ def _ruled_twice(state: State, declared: Mapping[str, Mapping[str, Any]]) -> lis
         reason = None
         if address in declared["sriov"] or address in declared["vmdq"]:
             reason = f"both {'sriov' if address in declared['sriov'] else 'vmdq'} and vfio name it."
+        elif function and function.physfn in declared[vgpu.NAME]:
+            reason = f"vfio names it, and vgpu rules the VFs of its GPU {function.physfn}."
         elif function and function.physfn in declared["sriov"]:
             reason = f"vfio names it, and sriov rules the VFs of its PF {function.physfn}."
         if reason:
             refusals.append(Refusal(address, reason, "Let one of them rule it; nothing was changed."))
+    for name, others in ((mdev.NAME, ("sriov", "vfio", "vgpu")), (vgpu.NAME, ("sriov", "vfio"))):
+        both = [(other, address) for address in sorted(declared[name]) for other in others if address in declared[other]]
+        refusals += [Refusal(a, f"both {other} and {name} name it.", "Let one of them rule it; nothing was changed.") for other, a in both]
     return refusals
 
 
@@ -291,7 +296,8 @@ def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> 
     collection owns it names what was wished of it, of any other all there is. Reads only."""
     state = read.read_state(host, Needs(variants=True))
     state = replace(state, own_macs=read.own_macs(host.files, state))
-    state = read_more(host, state, {name: _owned_wishes(state.stored[name]["devices"])}, Options())
+    wishes = _owned_wishes(state.stored[name]["devices"]) if name != vgpu.NAME else vgpu.all_of(state)
+    state = read_more(host, state, {name: wishes}, Options())
     if name == vmdq.NAME:
         state = vmdq.everything(host, state)
     resource = RESOURCES[name]
@@ -299,13 +305,25 @@ def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> 
     if wrong:
         raise EngineError(f"the match is not usable: {wrong}")
     chosen = {f.address for f in match.select(state, selector)} if selector else set(state.functions)
-    devices = [item for item in resource.info(state) if item["match"]["address"][0] in chosen]
-    addresses = [item["match"]["address"][0] for item in devices]
+    devices = [item for item in resource.info(state) if _named(item) in chosen]
+    addresses = [_named(item) for item in devices]
+    if name in (mdev.NAME, vgpu.NAME):
+        # A parent without devices has something to say as well, and its devices are all told of.
+        return {
+            "changed": False,
+            "devices": devices,
+            "facts": [{"address": a, **resource.facts(state, state.functions[a])} for a in resource.told_of(state) if a in chosen],
+        }
     return {
         "changed": False,
         "devices": [_as_owned(item, state.stored[name]["devices"].get(a)) for a, item in zip(addresses, devices)],
         "facts": [{"address": a, **resource.facts(state, state.functions[a])} for a in addresses],
     }
+
+
+def _named(item: Mapping[str, Any]) -> str:
+    """The device that a wish of a report is about."""
+    return str((item["match"].get("address") or item["match"]["parent"])[0])
 
 
 def _owned_wishes(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -96,7 +96,8 @@ def _name(root: Element) -> str:
 
 
 def _functions(domain: Element, which: str = "") -> list[str]:
-    """The functions that a guest's devices name: hostdev, interface (hostdev, or what a network gave it), NVMe disks."""
+    """The functions that a guest's devices name: hostdev, interface (hostdev, or what a network gave it), NVMe disks; and
+    the UUIDs of mediated devices."""
     elements = [e for source in domain.iterfind(f"devices/*{which}//source") for e in source.iter("address")]
     return list(dict.fromkeys(address for e in elements if (address := _address(e))))
 
@@ -108,7 +109,10 @@ def _ports(domain: Element, state: State) -> list[str]:
 
 
 def _address(element: Element) -> str | None:
-    """<address domain='0x0000' bus='0x81' slot='0x10' function='0x2'/>; a USB address has another form."""
+    """<address domain='0x0000' bus='0x81' slot='0x10' function='0x2'/>, or <address uuid='...'/> of a mediated device; a
+    USB address has another form."""
+    if element.get("uuid"):
+        return element.get("uuid", "").lower()
     try:
         numbers = [int(element.attrib[key], 0) for key in ("bus", "slot", "function")]
         return "{:04x}:{:02x}:{:02x}.{:x}".format(int(element.get("domain", "0"), 0), *numbers)

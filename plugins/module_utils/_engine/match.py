@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import identity
+from . import identity, sysfs
 from .model import Function, Refusal, State
 
 #: Name -> PCI class code prefix (PCI Code and ID Assignment Specification; include/linux/pci_ids.h).
@@ -33,6 +33,8 @@ CLASSES = {
 }
 
 KEYS = ("address", "vendor", "device", "subsystem", "driver", "ifname", "mac", "serial", "class", "numa_node", "slot")
+#: Of mediated devices alone.
+PARENT = "parent"
 
 _HEX4 = re.compile(r"(0x)?[0-9a-f]{4}")
 
@@ -42,7 +44,7 @@ def check_selector(match: Mapping[str, Any]) -> str | None:
     named = {key: value for key, value in match.items() if value is not None and value != [] and key != "vf"}
     if not named:
         return "an empty match would mean every device of the host; name at least one key."
-    unknown = sorted(set(named) - set(KEYS))
+    unknown = sorted(set(named) - {*KEYS, PARENT})
     if unknown:
         return f"unknown key {', '.join(unknown)}; a selector knows {', '.join(KEYS)} and vf."
     empty = [key for key, values in named.items() if any(not str(value).strip() for value in values)]
@@ -65,21 +67,28 @@ def check_selector(match: Mapping[str, Any]) -> str | None:
 
 def select(state: State, match: Mapping[str, Any], gone: Sequence[Function] = ()) -> list[Function]:
     """The functions that a checked selector names, by address. Keys are ANDed, a list in a key is ORed."""
-    wide = bool(match.get("vf"))
+    wide = bool(match.get("vf") or match.get(PARENT))
     # A recorded device that was not found is meant by the address of its record, whatever is there now.
     candidates = {**state.functions, **{function.address: function for function in gone}}
-    return [f for f in candidates.values() if (wide or f.physfn is None) and _matches(state, f, match)]
+    return [f for f in candidates.values() if (wide or f.physfn is None) and _is_meant(f, match) and _matches(state, f, match)]
+
+
+def _is_meant(function: Function, match: Mapping[str, Any]) -> bool:
+    """A parent that is on no bus is found by its name alone, not by a pattern that was meant for addresses."""
+    return function.bus != sysfs.MDEV or bool(match.get(PARENT)) or function.address in match.get("address", ())
 
 
 def _matches(state: State, function: Function, match: Mapping[str, Any]) -> bool:
     return all(
         any(_key_matches(state, function, key, value) for value in match[key])
-        for key in KEYS
+        for key in (*KEYS, PARENT)
         if match.get(key) not in (None, [])
     )
 
 
 def _key_matches(state: State, function: Function, key: str, value: Any) -> bool:
+    if key == PARENT:
+        return bool(function.address == value)
     if key == "address":
         return fnmatch.fnmatchcase(function.address, value.lower())
     if key == "class":

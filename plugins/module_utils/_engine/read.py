@@ -16,6 +16,7 @@ from . import aliases, boot, identity, initramfs, link, store, sysfs
 from .drivers import BEST, is_vfio
 from .errors import EngineError
 from .host import Files, Host
+from .mdev import facts as mdev
 from .model import Function, Group, Iommu, Netdev, Sriov, State
 from .plain import dataclass
 
@@ -161,6 +162,7 @@ def _read_functions(files: Files, links: Mapping[str, Netdev], known: Mapping[st
             function = _read_function(files, address, slots, disks, netdevs, overrides)
         functions[address] = _without_representors(function, links)
     functions.update(_read_other_buses(files, netdevs, links))
+    functions.update(mdev.parents(files))
     return functions
 
 
@@ -293,7 +295,7 @@ def _netdevs_of_functions(files: Files) -> dict[str, list[str]]:
         addresses = ADDRESS.findall(path)
         # The device itself, for a bus of its own: .../netdevsim1/net/eni1np1.
         parent = path.rpartition("/net/")[0].rpartition("/")[2]
-        if addresses or sysfs.bus_of(parent) != sysfs.PCI:
+        if addresses or sysfs.bus_of(parent) in sysfs.OTHER_BUSES:
             found.setdefault(addresses[-1] if addresses else parent, []).append(name)
     return found
 

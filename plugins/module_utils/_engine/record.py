@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Callable
 
 from . import identity, spec
 
@@ -16,6 +16,7 @@ from . import identity, spec
 #: device and not for all that are in the file.
 _KINDS: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "bool": bool, "dict": dict, "list": list}
 
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _INDEX = re.compile(r"[0-9]{1,5}")
 
 _OF_PF = {key: option for key, option in spec.SRIOV.items() if key not in ("match", "vfs")}
@@ -23,6 +24,14 @@ _OF_VF = {key: option for key, option in spec.SRIOV["vfs"]["options"].items() if
 _OF_VFIO = {key: option for key, option in spec.VFIO.items() if key != "match"}
 _OF_VMDQ = {key: option for key, option in spec.VMDQ.items() if key != "match"}
 _OF_STATION = spec.VMDQ["stations"]["options"]
+_ATTRIBUTES = {**spec.MDEV["attributes"], "required": True}
+_OF_MDEV = {
+    "uuid": {"type": "str", "required": True},
+    "type": {"type": "str", "required": True},
+    "attributes": _ATTRIBUTES,
+    "autostart": {"type": "bool", "required": True},
+}
+_MDEV_DEFINED = {key: option for key, option in _OF_MDEV.items() if key != "uuid"}
 _OF_CONTROLLER = {"queues": {"type": "int"}, "interrupts": {"type": "int"}, "online": {"type": "bool"}}
 
 
@@ -50,12 +59,8 @@ def _wrong(resource: str, entry: Any) -> Iterator[str]:
         yield "wish"
     elif not isinstance(origin, dict):
         yield "origin"
-    elif resource == "vfio":
-        yield from _wrong_vfio(wish, origin)
-    elif resource == "vmdq":
-        yield from _wrong_vmdq(wish, origin)
     else:
-        yield from _wrong_sriov(wish, origin)
+        yield from _WRONG[resource](wish, origin)
 
 
 def _wrong_vfio(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
@@ -76,6 +81,30 @@ def _wrong_vmdq(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
         yield from _typed(station, _OF_STATION, f"origin.stations.{name}")
         lacking = [key for key in ("kind", "mac", "mode", "mtu", "up") if isinstance(station, dict) and station.get(key) is None]
         yield from (f"origin.stations.{name}.{key}" for key in lacking)
+def _wrong_mdev(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    devices = wish.get("devices")
+    if not isinstance(devices, list):
+        yield "wish.devices"
+    else:
+        yield from _of_kind(devices, {"type": "list", "options": _OF_MDEV}, "wish.devices")
+        yield from (f"wish.devices.{n}.uuid" for n, item in enumerate(devices) if not isinstance(item, dict) or not _is_uuid(item.get("uuid")))
+    yield from _typed(wish, {"named_after": {"type": "str"}}, "wish")
+    mdevs = origin.get("mdevs", {})
+    if not isinstance(mdevs, dict):
+        yield "origin.mdevs"
+        return
+    for uuid, was in mdevs.items():
+        where, defined = f"origin.mdevs.{uuid}", was.get("defined") if isinstance(was, dict) else None
+        if not isinstance(was, dict) or not {"active", "defined"} <= was.keys():
+            yield where
+        elif isinstance(defined, dict) and not defined.get("broken"):
+            # As an item of a list, so that what is required is asked for.
+            yield from _of_kind([defined], {"type": "list", "options": _MDEV_DEFINED}, f"{where}.defined")
+        yield from _typed(was if isinstance(was, dict) else {}, {"active": {"type": "bool"}, "defined": {"type": "dict", "options": {}}}, where)
+
+
+def _is_uuid(text: Any) -> bool:
+    return isinstance(text, str) and bool(_UUID.fullmatch(text))
 
 
 def _wrong_sriov(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
@@ -147,3 +176,19 @@ def _names_a_card(known: Any) -> bool:
     return isinstance(known.get("index"), (int, type(None))) and (
         pf is None or (_names_a_card(pf) and isinstance(pf.get("address"), str))
     )
+
+
+def _wrong_vgpu(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    yield from _by_index(wish.get("vgpus"), {"type": "str"}, "wish.vgpus")
+    if not isinstance(origin.get("vfs"), bool):
+        yield "origin.vfs"
+    yield from _by_index(origin.get("types"), {"type": "int"}, "origin.types")
+
+
+_WRONG: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[str]]] = {
+    "sriov": _wrong_sriov,
+    "vfio": _wrong_vfio,
+    "vmdq": _wrong_vmdq,
+    "mdev": _wrong_mdev,
+    "vgpu": _wrong_vgpu,
+}

@@ -14,6 +14,7 @@ from . import after_link as links
 from . import engine, identity
 from .errors import EngineError
 from .host import Host
+from .mdev import facts as mdev
 from .model import Lost, State
 from .read import Needs, read_state
 from .resources import common
@@ -113,7 +114,7 @@ def granted(state: State) -> Options:
 
 def as_wish(name: str, address: str, wish: Mapping[str, Any]) -> dict[str, Any]:
     """A stored entry as a wish of its own."""
-    match = {"address": [address], "vf": True}
+    match: dict[str, Any] = {"address": [address], "vf": True}
     if name != "sriov":
         return {"match": match, **wish}
     vfs = [{"range": index, **vf} for index, vf in wish["vfs"].items()]
@@ -134,11 +135,13 @@ def _unsettled(host: Host, state: State, only: str | None) -> bool:
         return True
     queued = host.files.exists(UDEV_QUEUE)
     for name, address, entry in entries_of(state, only):
+        if name == "mdev" and queued and not host.files.exists(f"{mdev.PARENTS}/{address}"):
+            return True
         driverless = not state.functions[address].driver
         if name == "vmdq" and queued:
             # udev gives a port its name some time after it appeared.
             return True
-        if driverless and (name in ("sriov", "vmdq") or (queued and any(entry["identity"].get(key) for key in identity.STRONG))):
+        if driverless and (name in ("sriov", "vmdq", "vgpu") or (queued and any(entry["identity"].get(key) for key in identity.STRONG))):
             return True
     for lost in state.lost.values():
         for key, item in lost.items():

@@ -127,6 +127,25 @@ VMDQ: dict[str, Any] = {
     },
 }
 
+#: Mediated devices: the one resource that names a parent, which need not be a function of a bus.
+_MDEV_SELECTOR: dict[str, Any] = {**SELECTOR, "parent": _words()}
+
+MDEV: dict[str, Any] = {
+    **_TARGET,
+    "match": {"type": "dict", "required": True, "options": _MDEV_SELECTOR},
+    "type": {"type": "str"},
+    "count": {"type": "int"},
+    "uuids": _words(),
+    "attributes": {
+        "type": "list",
+        "elements": "dict",
+        "options": {"name": {"type": "str", "required": True}, "value": {"type": "str", "required": True}},
+    },
+    "autostart": {"type": "bool"},
+}
+
+VGPU: dict[str, Any] = {**_TARGET, "type": {"type": "str"}, "count": {"type": "int"}}
+
 #: Of a network or a pool of libvirt. They have no state "unset": one that is named is there, active, and started with the host.
 _OBJECT: dict[str, Any] = {
     "name": {"type": "str", "required": True},
@@ -326,8 +345,10 @@ MODULES: dict[str, dict[str, Any]] = {
         "sriov": _list_of(SRIOV),
         "vfio": _list_of(VFIO),
         "vmdq": _list_of(VMDQ),
-        "only": {"type": "list", "elements": "str", "choices": ["sriov", "vfio", "vmdq"]},
-        "exclusive": {"type": "list", "elements": "str", "choices": ["sriov", "vfio", "vmdq"], "default": []},
+        "mdev": _list_of(MDEV),
+        "vgpu": _list_of(VGPU),
+        "only": {"type": "list", "elements": "str", "choices": ["sriov", "vfio", "vmdq", "mdev", "vgpu"]},
+        "exclusive": {"type": "list", "elements": "str", "choices": ["sriov", "vfio", "vmdq", "mdev", "vgpu"], "default": []},
         **_COMMON,
     },
     "sriov": {"devices": {**_list_of(SRIOV), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
@@ -374,4 +395,8 @@ MODULES: dict[str, dict[str, Any]] = {
     "sriov_info": {"match": {"type": "dict", "options": SELECTOR}},
     "vfio_info": {"match": {"type": "dict", "options": SELECTOR}},
     "vmdq_info": {"match": {"type": "dict", "options": SELECTOR}},
+    "mdev": {"devices": {**_list_of(MDEV), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
+    "vgpu": {"devices": {**_list_of(VGPU), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
+    "vgpu_info": {"match": {"type": "dict", "options": SELECTOR}},
+    "mdev_info": {"match": {"type": "dict", "options": _MDEV_SELECTOR}},
 }

@@ -26,7 +26,7 @@ PROBING = "/run/iovirt-probing"
 VERSION = 2
 #: What is read as well: entries without `declared_at`, `declared` and what identity.py looks for beyond the MAC address.
 READABLE = (1, VERSION)
-RESOURCES = ("sriov", "vfio", "vmdq")
+RESOURCES = ("sriov", "vfio", "vmdq", "mdev", "vgpu")
 
 
 def path_of(resource: str) -> str:

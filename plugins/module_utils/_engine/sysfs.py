@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 
 PCI = "pci"
+#: Parents of mediated devices that are on none of the buses here; their names are those in /sys/class/mdev_bus.
+MDEV = "mdev"
 
 #: Buses other than PCI whose devices can have VFs -> how a device is called there.
 #: netdevsim: nsim_bus in drivers/net/netdevsim/bus.c.
@@ -16,12 +18,16 @@ OTHER_BUSES = {"netdevsim": re.compile(r"netdevsim\d+")}
 
 
 def bus_of(address: str) -> str:
-    """'pci' for '0000:81:00.0', 'netdevsim' for 'netdevsim1'."""
-    return next((bus for bus, name in OTHER_BUSES.items() if name.fullmatch(address)), PCI)
+    """'pci' for '0000:81:00.0', 'netdevsim' for 'netdevsim1', 'mdev' for 'mtty'."""
+    # A VF with a name of ours ('netdevsim1/0') is on no bus of its own.
+    other = PCI if not address or ":" in address or "/" in address else MDEV
+    return next((bus for bus, name in OTHER_BUSES.items() if name.fullmatch(address)), other)
 
 
 def device(address: str) -> str:
     """The folder of a device in /sys."""
+    if bus_of(address) == MDEV:
+        return f"/sys/class/mdev_bus/{address}"
     return f"/sys/bus/{bus_of(address)}/devices/{address}"
 
 

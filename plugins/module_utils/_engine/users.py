@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from . import consoles, keepers, libvirt, sysfs
 from .drivers import is_vfio
 from .host import Files, Host
+from .mdev import facts as mdev
 from .model import Function, State, User
 from .read import ADDRESS, functions_below
 
@@ -32,6 +33,9 @@ _STORES = {"block": "disk", "nvme-generic": "NVMe namespace"}
 
 #: A device that vfio has without an IOMMU goes by names of its own (vfio_group_alloc in drivers/vfio/group.c).
 _VFIO_PREFIXES = ("", "noiommu-")
+
+#: A VF with a vGPU of the vendor's framework is a device of vfio under NVIDIA's own driver.
+NVIDIA = "nvidia"
 
 #: udev's workers open each disk for a moment and let it go by themselves.
 _PASSING = ("(udev-worker)", "systemd-udevd")
@@ -121,8 +125,9 @@ def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]
     """Path of a device file -> what it is, and the functions that it is of."""
     nodes: dict[str, tuple[str, list[str]]] = {}
     for address, function in state.functions.items():
-        if is_vfio(function.driver) and function.group:
-            what, members = f"IOMMU group {function.group}", _on_vfio(state, function.group)
+        own = function.driver == NVIDIA and function.physfn is not None
+        if (is_vfio(function.driver) or own) and function.group:
+            what, members = f"IOMMU group {function.group}", [address] if own else _on_vfio(state, function.group)
             devices = files.names(f"{sysfs.device(address)}/vfio-dev")
             for prefix in _VFIO_PREFIXES:
                 nodes[f"/dev/vfio/{prefix}{function.group}"] = (what, members)
@@ -132,6 +137,7 @@ def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]
             for name in files.names(f"{sysfs.device(address)}/{folder}") if function.driver else ():
                 nodes.setdefault(f"{place}/{name}", (f"{place}/{name}", [address]))
     nodes.update(_taps(state))
+    nodes.update(_mediated(files))
     for name in files.names("/sys/class/infiniband_verbs"):
         addresses = _functions_of_rdma(files, state, files.attr(f"/sys/class/infiniband_verbs/{name}/ibdev") or "")
         nodes[f"/dev/infiniband/{name}"] = (f"/dev/infiniband/{name}, RDMA,", addresses)
@@ -151,6 +157,17 @@ def _taps(state: State) -> dict[str, tuple[str, list[str]]]:
         if netdev.kind == "macvtap" and addresses:
             found[f"/dev/tap{netdev.index}"] = (f"/dev/tap{netdev.index} of {name}", addresses)
     return found
+
+
+def _mediated(files: Files) -> dict[str, tuple[str, list[str]]]:
+    """Of a mediated device that is in use its parent is in use as well: what it does goes through the parent's driver."""
+    nodes = {}
+    for uuid in files.names(mdev.DEVICES):
+        path, found = f"{mdev.DEVICES}/{uuid}", mdev.device(files, uuid)
+        what, both = f"the mediated device {uuid}", [uuid, found["parent"]]
+        nodes[f"/dev/vfio/{found['group']}"] = (what, both)
+        nodes.update({f"/dev/vfio/devices/{name}": (what, both) for name in files.names(f"{path}/vfio-dev")})
+    return nodes
 
 
 def _on_vfio(state: State, group: str) -> list[str]:

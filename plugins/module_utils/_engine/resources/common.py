@@ -55,9 +55,10 @@ class Target:
 
 
 def targets(
-    state: State, resource: str, wishes: Sequence[Mapping[str, Any]], options: Options
+    state: State, resource: str, wishes: Sequence[Mapping[str, Any]], options: Options, several: bool = False
 ) -> tuple[list[Target], list[Refusal]]:
-    """All devices that the wishes name, and the wishes that cannot be followed."""
+    """All devices that the wishes name, and the wishes that cannot be followed. With `several` more than one wish may
+    speak of a device: then it is in the list once for each."""
     found: dict[str, Target] = {}
     refusals: list[Refusal] = []
     gone = store.gone(state, resource)
@@ -66,19 +67,37 @@ def targets(
         functions, wrong = match.resolve(state, wish, label, gone)
         refusals += wrong + ([] if functions else _moved_from(state, resource, wish, label))
         for function in functions:
-            other = found.get(function.address)
+            key = f"{function.address} {label}" if several else function.address
+            other = found.get(key)
             if other:
                 refusals.append(_named_twice(function.address, other.label, label))
-            found[function.address] = Target(label, wish, function)
-    named = frozenset(found)
+            found[key] = Target(label, wish, function)
+    named = frozenset(target.function.address for target in found.values())
     if resource in options.exclusive:
-        _add_forgotten(state, resource, found, gone)
+        _add_forgotten(state, resource, found, named, gone)
     for target in found.values():
         refusals += _hanging(state, target.function) + _uncertain(state, resource, target)
     refusals += _exchanged(state, resource, found, named)
     if options.recorded_only:
-        refusals += [_not_recorded(address) for address in found if address not in state.stored[resource]["devices"]]
+        addresses = dict.fromkeys(target.function.address for target in found.values())
+        refusals += [_not_recorded(address) for address in addresses if address not in state.stored[resource]["devices"]]
     return list(found.values()), refusals
+
+
+def by_device(found: Sequence[Target]) -> dict[str, list[Target]]:
+    """The targets of a resource of which several wishes may speak of one device, by that."""
+    by_address: dict[str, list[Target]] = {}
+    for target in found:
+        by_address.setdefault(target.function.address, []).append(target)
+    return by_address
+
+
+def present_and_absent(targets: Sequence[Target]) -> list[Refusal]:
+    """Some of the wishes for a device give it back, and others do not."""
+    if len({target.absent for target in targets}) == 1:
+        return []
+    reason = f"{targets[0].label} and {targets[-1].label} wish it present and absent."
+    return [Refusal(targets[0].function.address, reason, "Drop one of them; nothing was changed.")]
 
 
 def _not_recorded(address: str) -> Refusal:
@@ -175,10 +194,12 @@ def _named_twice(address: str, first: str, second: str) -> Refusal:
     return Refusal(address, reason, "Narrow one of the two selectors, or join the wishes; nothing was changed.")
 
 
-def _add_forgotten(state: State, resource: str, found: dict[str, Target], gone: Sequence[Function]) -> None:
+def _add_forgotten(
+    state: State, resource: str, found: dict[str, Target], named: Collection[str], gone: Sequence[Function]
+) -> None:
     """Add what the collection owns and the list no longer names, as wishes to give it back."""
     owned = [state.functions[address] for address in state.stored[resource]["devices"]]
-    for function in [*owned, *gone]:
+    for function in (f for f in [*owned, *gone] if f.address not in named):
         found.setdefault(function.address, Target(f"{resource}_exclusive", {"state": "absent"}, function))
 
 
@@ -212,16 +233,17 @@ def declare(
     origin: Mapping[str, Any],
     waived: Collection[str] = (),
     touched: Collection[str] = (),
+    whole: bool = False,
 ) -> list[Action]:
     """Record the wish for the replay, with how the device was before us: the first record of that stays. With `touched`
-    (sriov/touched.py) the caller has seen to that. The identity
+    (sriov/touched.py), or where the origin is `whole`, the caller has seen to that. The identity
     stays as well while it names the same card: a netdev that is gone for now does not make it another one. So does
     what was allowed on the way here: a run that finds all in place was not asked for it again."""
     known: Mapping[str, Any] = identity.of(state, function)
     allowed = set(waived)
     old = state.stored[resource]["devices"].get(function.address)
     if old:
-        origin = origin if touched else first_kept(origin, old["origin"])
+        origin = origin if touched or whole else first_kept(origin, old["origin"])
         allowed |= set(old.get("allow", ()))
         # A card that is on another driver shows less than it did.
         known = {key: old["identity"].get(key, "") if value in ("", None) else value for key, value in known.items()}

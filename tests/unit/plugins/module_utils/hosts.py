@@ -133,6 +133,8 @@ def call(
     sriov: list[dict[str, Any]] | None = None,
     vfio: list[dict[str, Any]] | None = None,
     vmdq: list[dict[str, Any]] | None = None,
+    mdev: list[dict[str, Any]] | None = None,
+    vgpu: list[dict[str, Any]] | None = None,
     check: bool = False,
     allow: tuple[str, ...] = (),
     exclusive: tuple[str, ...] = (),
@@ -140,7 +142,7 @@ def call(
     **host: Any,
 ) -> dict[str, Any]:
     """The devices call, as the modules make it."""
-    wishes = {name: list_ for name, list_ in (("sriov", sriov), ("vfio", vfio), ("vmdq", vmdq)) if list_ is not None}
+    wishes = {name: list_ for name, list_ in (("sriov", sriov), ("vfio", vfio), ("vmdq", vmdq), ("mdev", mdev), ("vgpu", vgpu)) if list_ is not None}
     options = Options(frozenset(allow), frozenset(exclusive), assume or {})
     host.setdefault("environment", SSH)
     return engine.devices(sim.host(**host), wishes, options, engine.Call(check=check, who="test"))

@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Callable, NamedTuple
 
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline
@@ -36,9 +37,11 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import (
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_devlink import Devlink
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_mdev import Mdev
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_spaces import Spaces
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_text import kstrtobool, kstrtou16
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_vgpu import Vgpu
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
@@ -239,6 +242,8 @@ class SimKernel:
         self._macs = 0
         self.devlink = Devlink(self)
         self.vmdq = sim_vmdq.Vmdq()
+        self.mdev = Mdev(self)
+        self.vgpu = Vgpu(self)
         #: What makes it a KVM host (sim_libvirt.install).
         self.virt: Any = None
 
@@ -309,6 +314,8 @@ class SimKernel:
             "devlink": self.devlink.snapshot(),
             "params": sim_params.snapshot(self),
             "vmdq": self.vmdq.snapshot(self),
+            "mdev": self.mdev.snapshot(),
+            "vgpu": self.vgpu.snapshot(),
             "virt": self.virt.snapshot() if self.virt else None,
         }
 
@@ -409,11 +416,8 @@ class SimKernel:
             return self._drivers_probe(data.strip())
         if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
             return self._bind(folder.rpartition("/")[2], name, data.strip())
-        other = self.virt.write(real, data) if self.virt else None
-        if other is None:
-            other = sim_params.write(self, real, data)
-        if other is None:
-            other = self.devlink.write(real, data)
+        others = (*([self.virt.write] if self.virt else []), partial(sim_params.write, self), self.devlink.write, self.mdev.write, self.vgpu.write)
+        other = next((code for write in others if (code := write(real, data)) is not None), None)
         if other is not None:
             return other
         function = self.functions.get(folder.rpartition("/")[2])
@@ -568,6 +572,8 @@ class SimKernel:
         if self.virt:
             self.virt.boot()
         self.devlink.reboot()
+        self.mdev.boot()
+        self.vgpu.boot()
         for function in self.functions.values():
             function.driver = function.override = function.group = None
             function.vfs, function.autoprobe = [], True
@@ -606,7 +612,7 @@ class SimKernel:
     def _nodes(self) -> dict[str, Any]:
         if self._tree is None:
             nodes: dict[str, Any] = {}
-            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes, self.devlink.nodes):
+            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes, self.devlink.nodes, self.mdev.nodes, self.vgpu.nodes):
                 nodes.update(part())
             nodes.update(self.files)
             nodes.update({path: Link(target) for path, target in self.links.items()})
@@ -963,7 +969,7 @@ class SimKernel:
         if argv[0] == "ip" and not self.devlink.has_port(argv):
             return sim_ip.batch(self, data if "-batch" in argv else " ".join(argv[1:]))
         answer = self.virt.run(argv, data) if self.virt else None
-        answer = answer or sim_vmdq.run(self, argv) or sim_params.run(self, argv) or sim_modules.run(self, argv) or self.devlink.run(argv)
+        answer = answer or sim_vmdq.run(self, argv) or sim_params.run(self, argv) or sim_modules.run(self, argv) or self.devlink.run(argv) or self.mdev.run(argv) or self.vgpu.run(argv)
         if answer is not None:
             self._tree = None
             return answer
@@ -981,6 +987,8 @@ class SimKernel:
             return self._ip_show(argv)
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
             return self._tool(argv)
+        if argv[0] == "nvidia-smi":
+            return self.vgpu.run(argv)
         if argv[0] in ("bridge", "modinfo") or (argv[0] in ("devlink", "ethtool") and ("show" in argv or argv[1] in ("-k", "-l"))):
             return sim_vmdq.run(self, argv) or sim_params.run(self, argv) or self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")
         return self.virt.run(argv, data) if self.virt and self.virt.reads(argv) else None

@@ -18,7 +18,16 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils import _engine
-from ansible_collections.iovirt.host.plugins.module_utils._engine import boot, cli, loaders, replay, resources, sriov
+from ansible_collections.iovirt.host.plugins.module_utils._engine import (
+    boot,
+    cli,
+    loaders,
+    mdev,
+    replay,
+    resources,
+    sriov,
+    vgpu,
+)
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     EDU,
@@ -38,7 +47,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import 
 
 def sources():
     found = {}
-    for package, prefix in ((_engine, ""), (resources, "resources/"), (loaders, "loaders/"), (sriov, "sriov/")):
+    for package, prefix in ((_engine, ""), (resources, "resources/"), (loaders, "loaders/"), (sriov, "sriov/"), (mdev, "mdev/"), (vgpu, "vgpu/")):
         found[f"{prefix}__init__.py"] = ""
         for info in pkgutil.iter_modules(package.__path__):
             if not info.ispkg:

@@ -24,9 +24,32 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     stations,
     switches,
 )
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Pci
 
 READY = {"nvme_queues": 2, "nvme_interrupts": 1, "online": True}
 PARAMS = [{"name": "enable_roce", "cmode": "driverinit", "value": False}]
+UUID = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+
+
+def mediated():
+    """A definition of an operator: then there is something to be recorded of it."""
+    sim = lab()
+    sim.mdev.add_matrix()
+    sim.mdev.install()
+    held = {"mdev_type": "vfio_ap-passthrough", "start": "manual", "attrs": [{"assign_adapter": "0x05"}]}
+    sim.mdev._save(UUID, "matrix", held)
+    return sim
+
+
+L40S = "0000:26:00.0"
+
+
+def gpu():
+    sim = lab()
+    sim.vgpu.add(Pci(L40S, "10de:26b9", "030200", total_vfs=32, offset=4, stride=1, vf_ids="10de:26b9"))
+    return sim
+
+
 HOSTS = {
     "igb": (lab, "sriov", PF1, {"vf_count": 3, "up": True, "vfs": [{"range": "0", "driver": "igbvf", "vlan": 5}]}),
     "mlx5": (switches, "sriov", MLX5, {"vf_count": 1, "eswitch": {"mode": "switchdev"}, "devlink_params": PARAMS,
@@ -34,6 +57,9 @@ HOSTS = {
     "nvme": (lab, "sriov", NVME, {"vf_count": 1, "nvme_primary_queues": 0, "vf_defaults": READY}),
     "vfio": (lab, "vfio", EDU, {"driver": "vfio-pci"}),
     "vmdq": (stations, "vmdq", DOUBLE, {"queues": {"combined": 4}, "stations": [{"name": "theirs", "mode": "private"}, {"name": "mv0", "mac": "auto"}]}),
+    "vgpu": (gpu, "vgpu", L40S, {"type": "L40S-12Q", "count": 2}),
+    "mdev": (mediated, "mdev", "matrix", {"type": "vfio_ap-passthrough", "uuids": [UUID], "autostart": True,
+                                          "attributes": [{"name": "assign_adapter", "value": "0x05"}]}),
 }
 GONE = "(gone)"
 

@@ -260,7 +260,7 @@ def test_the_units_and_rules():
     assert "replay --device %i --after-link" in unit and "WantedBy" not in unit
     assert "cloud-init-local.service" in sim.text(f"{boot.UNITS}/{boot.UNIT}")
     rules = [line for line in sim.text(boot.RULES).splitlines() if f"iovirt-replay@{PF1}.service" in line]
-    assert [line.partition(",")[0] for line in rules] == ['ACTION=="bind"', 'ACTION=="change"', 'ACTION=="add"']
+    assert [line.partition(",")[0] for line in rules] == ['ACTION=="bind"', 'ACTION=="change"', 'ACTION=="add"', 'ACTION=="change"']
     assert 'KERNELS=="0000:81:00.0"' in rules[2] and 'ENV{SYNTH_UUID}!="?*"' in rules[2]
 
 

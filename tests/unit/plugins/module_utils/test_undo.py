@@ -49,6 +49,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Pci
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import Firmware
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_mdev import DEFINED, Type
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_identity import shuffle
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_kvm import kvm
 
@@ -330,7 +331,58 @@ def pool_is_made():
     return kvm_host(pools=[{"name": "images", "path": "/srv/images"}])
 
 
+def mediated():
+    """One goes, one becomes another type, one gets other attributes, one comes; another's definition was edited by hand."""
+    sim = lab()
+    sim.mdev.add_matrix()
+    sim.mdev.parents["matrix"].types["other"] = Type("Other")
+    sim.mdev.install()
+    uuids = [f"83b8f4f2-509f-382f-3c1e-e6bfe0fa100{n}" for n in range(5)]
+
+    def wish(number, type_="vfio_ap-passthrough", *adapters):
+        attributes = [{"name": "assign_adapter", "value": adapter} for adapter in adapters]
+        return {"match": {"parent": ["matrix"]}, "type": type_, "uuids": [uuids[number]], "attributes": attributes}
+
+    call(sim, mdev=[wish(0), wish(1), wish(2, "other", "0x04"), wish(3)])
+    sim.mdev._save(uuids[3], "matrix", {"mdev_type": "other", "start": "manual", "attrs": []})
+    return devices(sim, mdev=[wish(1, "other"), wish(2, "other", "0x05", "0x06"), wish(3), wish(4)])
+
+
+def gpu(vfs=True):
+    sim = lab()
+    sim.vgpu.add(Pci(L40S, "10de:26b9", "030200", parent="/sys/devices/pci0000:20", total_vfs=32, offset=4, stride=1, vf_ids="10de:26b9"))
+    if vfs:
+        sim.vgpu.enable(L40S)
+        sim.sleep(5)
+    return sim
+
+
+def vgpus_change():
+    """One stays, one gets another type, one goes."""
+    sim = gpu()
+    call(sim, vgpu=[at(L40S, type="L40S-12Q", count=3)])
+    return devices(sim, vgpu=[at(L40S, type="L40S-12Q", count=1), at(L40S, type="L40S-12A", count=1)])
+
+
+def first_vgpus():
+    return devices(gpu(vfs=False), vgpu=[at(L40S, type="L40S-12Q", count=2)])
+
+
+def vgpus_given_back():
+    sim = gpu(vfs=False)
+    call(sim, vgpu=[at(L40S, type="L40S-12Q", count=2)])
+    return devices(sim, vgpu=[at(L40S, state="absent")])
+
+
+L40S = "0000:26:00.0"
+
 SCENARIOS = {
+    "set_vgpu_type": vgpus_change,
+    "enable_vgpu_vfs": first_vgpus,
+    "disable_vgpu_vfs": vgpus_given_back,
+    "mdev_define": mediated,
+    "mdev_start": mediated,
+    "mdev_stop": mediated,
     "set_hugepages": pages,
     "set_ksm": merging,
     "set_units": daemons_change,
@@ -395,8 +447,8 @@ NOT_PUT_BACK = {
 UNHEARD = ("/drivers_probe", "-m compileall", boot.COMMAND, f"remove {grub.new_name(grub.CONFIG)}", uki.STAGE)
 
 
-#: Tried again until a limit, as udev may rename a new network device at any moment: it has to fail each time.
-TRIED_AGAIN = {"set_tc_offload"}
+#: Tried again until a limit, as udev may rename a new network device at any moment, and NVIDIA's manager may not be ready: it has to fail each time.
+TRIED_AGAIN = {"set_tc_offload", "enable_vgpu_vfs"}
 
 #: Tried again likewise, and what is done once more by the undo as well: that one failure is none.
 OVERCOME = {"set_eswitch": "ip link set", "devlink_reload": "ip link set"}
@@ -491,7 +543,8 @@ def of(snapshot, address):
     nets = {name: net for name, net in snapshot["nets"].items() if name.startswith(ours) and net != (False, 1500, False)}
     card = snapshot["firmware"].get(address.rpartition(".")[0])
     vectors = {name: snapshot["msix"].get(name) for name in functions}
-    return functions, attributes, devlink, nets, card, snapshot["nvme"].get(address), vectors, of_kvm(snapshot), snapshot["vmdq"].get(address)
+    mdev = snapshot["mdev"], snapshot["vgpu"], {path: text for path, text in snapshot["files"].items() if path.startswith(DEFINED)}
+    return functions, attributes, devlink, nets, card, snapshot["nvme"].get(address), vectors, of_kvm(snapshot), snapshot["vmdq"].get(address), mdev
 
 
 def of_kvm(snapshot):

@@ -1,0 +1,486 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Mediated devices: the declared set of a parent, one device at a time (Documentation/driver-api/vfio-mediated-device.rst).
+
+mdevctl keeps the definitions where it is installed; the boot replay starts what it does not. Devices that the collection
+did not make are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..host import Host
+from ..mdev import facts as reading
+from ..mdev import room
+from ..model import CERTAIN, PREDICTED, Action, Function, Plan, Refusal, State, User
+from ..plain import dataclass
+from . import common
+from .common import Options, Target
+
+NAME = "mdev"
+#: Seconds that a parent which a wish names may take to register: its driver may just have been loaded.
+REGISTER_LIMIT = 10.0
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: An attribute is a file of the device, or of a folder of it ('nvidia/vgpu_params').
+_ATTRIBUTE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)?")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One device as it shall be. None: not said."""
+
+    type: str
+    attributes: list[dict[str, str]] | None = None
+    autostart: bool | None = None
+
+
+def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Drivers that the wishes name: none."""
+    return frozenset()
+
+
+def read_more(host: Host, state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> State:
+    """Parents, types, devices and definitions. A parent that a wish names and that is not there yet is waited for."""
+    named = {name for wish in wishes if wish.get("state") != "absent" for name in (wish.get("match") or {}).get("parent") or []}
+    paths = [f"{reading.PARENTS}/{name}" for name in sorted(named) if "/" not in name]
+    host.wait(lambda: all(host.files.exists(path) for path in paths), REGISTER_LIMIT)
+    state = replace(state, functions={**state.functions, **reading.parents(host.files)})
+    return state.with_more(NAME, reading.read(host.files))
+
+
+def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> Plan:
+    """What makes the wishes true on this host. Several wishes may speak of one parent."""
+    result = Plan()
+    found, result.refusals = common.targets(state, NAME, wishes, options, several=True)
+    for targets in common.by_device(found).values():
+        if common.refuse_all(result, common.present_and_absent(targets)):
+            continue
+        if targets[0].absent:
+            result.extend(_give_back(state, targets[0].function, options))
+        else:
+            result.extend(_converge(state, targets, options))
+    result.refusals += _promised_twice(result)
+    return result
+
+
+# --- The wishes ----------------------------------------------------------------------------------------------------
+
+
+def _wanted(state: State, targets: Sequence[Target]) -> tuple[dict[str, _Wanted], list[Refusal]]:
+    """UUID -> device, of all wishes that speak of a parent."""
+    wanted: dict[str, _Wanted] = {}
+    refusals: list[Refusal] = []
+    counted = 0
+    for target in targets:
+        wish = target.wish
+        if wish.get("devices") is not None:
+            # As the record has them.
+            wanted.update({d["uuid"]: _Wanted(d["type"], d["attributes"], d["autostart"]) for d in wish["devices"]})
+            continue
+        type_, wrong = _type(state, target)
+        wrong += _check_numbers(state, target) + _check_attributes(target)
+        refusals += wrong
+        if wrong:
+            continue
+        names, counted = _names(state, target, counted)
+        for name in names:
+            if name in wanted:
+                refusals.append(_refusal(target, f"the UUID {name} is named twice.", "Name each device once."))
+            wanted[name] = _Wanted(type_, wish.get("attributes"), wish.get("autostart"))
+    return wanted, refusals
+
+
+def _type(state: State, target: Target) -> tuple[str, list[Refusal]]:
+    """By its id, or by its name where one type alone has it."""
+    types, said = _types(state, target.function.address), str(target.wish.get("type") or "")
+    if said in types:
+        return said, []
+    named = [type_ for type_, facts in types.items() if said and facts["name"] == said]
+    if len(named) == 1:
+        return named[0], []
+    reason = f"it offers no type {said!r}." if not named else f"several of its types are called {said!r}: {', '.join(named)}."
+    return "", [_refusal(target, reason, f"It offers {_offered(types)}.")]
+
+
+def _offered(types: Mapping[str, Mapping[str, Any]]) -> str:
+    said = [f"{id_}{_called(facts)} ({facts['available']} free)" for id_, facts in types.items()]
+    return ", ".join(said) or "nothing"
+
+
+def _called(facts: Mapping[str, Any]) -> str:
+    return f" {facts['name']!r}" if facts["name"] else ""
+
+
+def _check_numbers(state: State, target: Target) -> list[Refusal]:
+    count, given = target.wish.get("count"), target.wish.get("uuids")
+    if (count is None) == (given is None):
+        return [_refusal(target, "it says neither count nor uuids, or both.", "Say one of them.")]
+    if count is not None:
+        if count < 0:
+            return [_refusal(target, f"count {count} is below 0.", "Correct it.")]
+        return [] if state.machine_id else [_refusal(target, "this host has no /etc/machine-id to derive UUIDs from.", "Give uuids.")]
+    wrong = [text for text in given or () if not _UUID.fullmatch(str(text).lower())]
+    if wrong:
+        return [_refusal(target, f"{wrong[0]!r} is no UUID.", "A UUID is 8-4-4-4-12 hexadecimal digits, as uuidgen prints it.")]
+    return []
+
+
+def _check_attributes(target: Target) -> list[Refusal]:
+    for attribute in target.wish.get("attributes") or []:
+        if not _ATTRIBUTE.fullmatch(attribute["name"]) or attribute["name"] in ("remove", "mdev_type", "driver"):
+            return [_refusal(target, f"{attribute['name']!r} is no attribute of a mediated device.", "Correct its name.")]
+    return []
+
+
+def _names(state: State, target: Target, counted: int) -> tuple[list[str], int]:
+    """The UUIDs of a wish, and how many of the parent's were derived so far."""
+    if target.wish.get("uuids") is not None:
+        return [text.lower() for text in target.wish["uuids"]], counted
+    last = counted + target.wish["count"]
+    base = _named_after(state, target.function.address)
+    return [derived(state.machine_id, base, index) for index in range(counted, last)], last
+
+
+def derived(machine_id: str, parent: str, index: int) -> str:
+    """The UUID of a counted device: the same in each run, another one on each host (by a name: RFC 9562, 5.5)."""
+    # Not at the top: most calls derive none (docs/dev/benchmarks.md).
+    from uuid import NAMESPACE_URL, uuid5
+
+    return str(uuid5(NAMESPACE_URL, f"https://github.com/iovirt/host/mdev {machine_id} {parent} {index}"))
+
+
+def _named_after(state: State, address: str) -> str:
+    """The name that the UUIDs are derived from stays when the card moves to another address."""
+    entry = common.stored_entry(state, NAME, address)
+    return str(entry["wish"].get("named_after") or address) if entry else address
+
+
+def _refusal(target: Target, reason: str, way_out: str) -> Refusal:
+    return Refusal(target.function.address, f"{target.label}: {reason}", f"{way_out} Nothing was changed.")
+
+
+def _promised_twice(plan: Plan) -> list[Refusal]:
+    """A UUID is of one device on the whole host (mdev_device_create, drivers/vfio/mdev/mdev_core.c)."""
+    first: dict[str, str] = {}
+    refusals = []
+    for action in plan.actions:
+        if action.kind == "mdev_start" and first.setdefault(action.args["uuid"], action.unit) != action.unit:
+            reason = f"the UUID {action.args['uuid']} is wished on {first[action.args['uuid']]} as well."
+            refusals.append(Refusal(action.unit, reason, "Give each parent UUIDs of its own; nothing was changed."))
+    return refusals
+
+
+# --- The plan of a parent ------------------------------------------------------------------------------------------
+
+
+def _converge(state: State, targets: Sequence[Target], options: Options) -> Plan:
+    result, first = Plan(), targets[0]
+    parent = first.function.address
+    if common.refuse_all(result, common.conflict(state, NAME, first) + _not_registered(state, first)):
+        return result
+    wanted, wrong = _wanted(state, targets)
+    if common.refuse_all(result, wrong):
+        return result
+    entry = common.stored_entry(state, NAME, parent)
+    known = _known(entry)
+    whole = {name: _filled(state, parent, name, device, known) for name, device in wanted.items()}
+    if common.refuse_all(result, _taken(state, first, whole, known)):
+        return result
+    wish = {"devices": [{"uuid": name, **device} for name, device in whole.items()], "named_after": _named_after(state, parent)}
+    result.warnings += common.overruled(state, NAME, parent, wish, options)
+    origins = _origins(entry)
+    dropped = [name for name in known if name not in whole]
+    steps = _Steps(state, parent)
+    for name in dropped:
+        steps.give_back(name, origins.get(name, _NOTHING))
+    for name, device in whole.items():
+        steps.converge(name, device, known.get(name), options.recorded_only)
+    if common.refuse_all(result, steps.no_room(first)) or _in_use(result, state, steps, dropped, options):
+        return result
+    origin = {"mdevs": {name: origins.get(name) or _as_found(state, parent, name) for name in whole}}
+    result.actions = common.declare(state, NAME, first.function, wish, origin, result.waived, whole=True)
+    result.actions += steps.actions()
+    return result
+
+
+def _give_back(state: State, function: Function, options: Options) -> Plan:
+    """As it was before the collection touched it. What it never made, it leaves alone."""
+    result = Plan()
+    entry = common.stored_entry(state, NAME, function.address)
+    if entry is None:
+        return result
+    steps = _Steps(state, function.address)
+    for name in _known(entry):
+        steps.give_back(name, _origins(entry).get(name, _NOTHING))
+    if not _in_use(result, state, steps, list(_known(entry)), options):
+        result.actions = [*steps.actions(), *common.forget(state, NAME, function)]
+    return result
+
+
+def _not_registered(state: State, target: Target) -> list[Refusal]:
+    if target.function.address in state.more[NAME]["parents"]:
+        return []
+    others = ", ".join(state.more[NAME]["parents"]) or "none"
+    reason = "it is no parent of mediated devices now: its driver has registered none (/sys/class/mdev_bus)."
+    way_out = f"Load the driver that makes them, as the vendor's host driver; parents of this host: {others}."
+    return [_refusal(target, reason, way_out)]
+
+
+def _known(entry: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """What is recorded of a parent: UUID -> device."""
+    return {device["uuid"]: device for device in entry["wish"]["devices"]} if entry else {}
+
+
+#: How a device was before the collection: not there, not defined.
+_NOTHING: Mapping[str, Any] = {"active": False, "defined": None}
+
+
+def _origins(entry: Mapping[str, Any] | None) -> Mapping[str, Mapping[str, Any]]:
+    found: Mapping[str, Mapping[str, Any]] = entry["origin"].get("mdevs", {}) if entry else {}
+    return found
+
+
+def _as_found(state: State, parent: str, name: str) -> dict[str, Any]:
+    return {"active": name in state.more[NAME]["devices"], "defined": _definition(state, parent, name)}
+
+
+def _definition(state: State, parent: str, name: str) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = state.more[NAME]["defined"].get(parent, {}).get(name)
+    return found
+
+
+def _types(state: State, parent: str) -> Mapping[str, Mapping[str, Any]]:
+    found: Mapping[str, Mapping[str, Any]] = state.more[NAME]["parents"].get(parent, {})
+    return found
+
+
+def _filled(state: State, parent: str, name: str, wanted: _Wanted, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A device with all that it has: what was not said stays as it is declared, else as it is defined."""
+    defined = _definition(state, parent, name) or {}
+    had = known.get(name) or {"attributes": defined.get("attributes", []), "autostart": defined.get("autostart", True)}
+    said = {"attributes": wanted.attributes, "autostart": wanted.autostart}
+    return {"type": wanted.type, **{key: had[key] if value is None else value for key, value in said.items()}}
+
+
+def _taken(state: State, target: Target, whole: Mapping[str, Any], known: Mapping[str, Any]) -> list[Refusal]:
+    """What others have under a UUID that is wished."""
+    return [
+        _refusal(target, f"the UUID {name} {reason}", "Choose another UUID, or let its owner remove that device first.")
+        for name, device in whole.items()
+        if (reason := _taken_by(state, target.function.address, name, device, name in known))
+    ]
+
+
+def _taken_by(state: State, parent: str, name: str, wanted: Mapping[str, Any], ours: bool) -> str | None:
+    found, defined = state.more[NAME]["devices"].get(name), _definition(state, parent, name)
+    if found and found["parent"] != parent:
+        return f"is of a {found['type']} on {found['parent']}."
+    elsewhere = [other for other, devices in state.more[NAME]["defined"].items() if other != parent and name in devices]
+    if elsewhere:
+        return f"is defined on {elsewhere[0]} ({reading.DEFINED}/{elsewhere[0]}/{name})."
+    if ours:
+        return None
+    if found and found["type"] != wanted["type"]:
+        return f"is of a {found['type']}, which the collection did not make."
+    if found and (defined or {}).get("attributes", []) != wanted["attributes"]:
+        return "is of a device that the collection did not make, with other attributes or some that nobody knows."
+    if defined and defined.get("type") != wanted["type"]:
+        return f"is defined with the type {defined.get('type')}, and the collection did not do that."
+    return None
+
+
+def _in_use(result: Plan, state: State, steps: _Steps, for_good: Sequence[str], options: Options) -> bool:
+    """Whoever has a device open keeps the kernel from removing it, and the kernel lets the caller wait: nobody can allow
+    that. A guest that does not run loses its device."""
+    refusals, dangers = [], []
+    for name in steps.stopped:
+        for user in (state.users or {}).get(name, ()):
+            if not user.idle:
+                refusals.append(_held(steps.parent, name, user))
+            elif name in for_good:
+                reason = f"the mediated device {name} is of {user.who}."
+                way_out = "Nothing was changed. Where this is meant, allow it by name: allow: [in_use]."
+                dangers.append(Refusal(steps.parent, reason, way_out, "in_use"))
+    return common.refuse_all(result, refusals) or common.guarded(result, dangers, options, steps.parent)
+
+
+def _held(parent: str, name: str, user: User) -> Refusal:
+    reason = f"the mediated device {name} is in use by {user.who}, and the kernel would let its removal wait for that, unkillably."
+    return Refusal(parent, reason, "Stop who uses it first; nothing was changed.")
+
+
+class _Steps:
+    """The steps on one parent: first what goes, then the definitions, then what comes."""
+
+    def __init__(self, state: State, parent: str) -> None:
+        self.state, self.parent = state, parent
+        self.keeper: bool = state.more[NAME]["keeper"]
+        self.stopped: dict[str, Action] = {}
+        self._defined: list[Action] = []
+        self._started: list[tuple[str, Mapping[str, Any]]] = []
+
+    def converge(self, name: str, wanted: Mapping[str, Any], known: Mapping[str, Any] | None, recorded_only: bool) -> None:
+        found = self.state.more[NAME]["devices"].get(name)
+        if self.keeper:
+            self._define(name, dict(wanted))
+        # Attributes are written when a device starts.
+        other = known is not None and known["attributes"] != wanted["attributes"]
+        if found and (found["type"] != wanted["type"] or other):
+            self._stop(name, known or wanted)
+            self._started.append((name, wanted))
+        elif not found and (wanted["autostart"] or not recorded_only):
+            self._started.append((name, wanted))
+
+    def give_back(self, name: str, origin: Mapping[str, Any]) -> None:
+        found = self.state.more[NAME]["devices"].get(name)
+        if found and found["parent"] == self.parent and not origin["active"]:
+            self._stop(name, {"attributes": []})
+        if self.keeper:
+            self._define(name, origin["defined"])
+
+    def _stop(self, name: str, had: Mapping[str, Any]) -> None:
+        found = self.state.more[NAME]["devices"][name]
+        attributes = _known(common.stored_entry(self.state, NAME, self.parent)).get(name, had)["attributes"]
+        args = {"parent": self.parent, "uuid": name, "type": found["type"], "attributes": attributes, "keeper": self.keeper}
+        self.stopped[name] = Action(
+            kind="mdev_stop",
+            unit=self.parent,
+            text=f"remove the mediated device {name} ({found['type']})",
+            args=args,
+            before={f"mdev {name}": found["type"]},
+            after={f"mdev {name}": None},
+        )
+
+    def _define(self, name: str, wanted: dict[str, Any] | None) -> None:
+        now = _definition(self.state, self.parent, name)
+        if now == wanted or (wanted or {}).get("broken"):
+            return
+        path = f"{reading.DEFINED}/{self.parent}/{name}"
+        verb = "define" if now is None else "undefine" if wanted is None else "modify the definition of"
+        text = f"let mdevctl {verb} the mediated device {name}{_described(wanted)}"
+        args = {"parent": self.parent, "uuid": name, "to": wanted, "from": now}
+        self._defined.append(Action("mdev_define", self.parent, text, args=args, before={path: now}, after={path: wanted}))
+
+    def no_room(self, target: Target) -> list[Refusal]:
+        types = _types(self.state, self.parent)
+        if self._room() != room.TOO_MANY:
+            return []
+        wished = ", ".join(f"{number} of {name}" for name, number in self._new().items())
+        reason = f"there is no room for {wished} more: its types share what it has."
+        return [_refusal(target, reason, f"It has {_offered(types)}.")]
+
+    def _new(self) -> Counter[str]:
+        return Counter(wanted["type"] for _name, wanted in self._started)
+
+    def _room(self) -> str:
+        gone = Counter(action.args["type"] for action in self.stopped.values())
+        known = {name: number for name, number in self._new().items() if name in _types(self.state, self.parent)}
+        return room.judge(_types(self.state, self.parent), known, gone)
+
+    def actions(self) -> list[Action]:
+        certainty = CERTAIN if self._room() == room.ENOUGH else PREDICTED
+        return [*self.stopped.values(), *self._defined, *(self._start(name, wanted, certainty) for name, wanted in self._started)]
+
+    def _start(self, name: str, wanted: Mapping[str, Any], certainty: str) -> Action:
+        stopped = self.stopped.get(name)
+        return Action(
+            kind="mdev_start",
+            unit=self.parent,
+            text=f"start the mediated device {name} ({wanted['type']})",
+            certainty=certainty,
+            args={
+                "parent": self.parent,
+                "uuid": name,
+                "type": wanted["type"],
+                "attributes": wanted["attributes"],
+                "keeper": self.keeper,
+            },
+            before={f"mdev {name}": stopped.args["type"] if stopped else None},
+            after={f"mdev {name}": wanted["type"]},
+        )
+
+
+def _described(wanted: Mapping[str, Any] | None) -> str:
+    if wanted is None:
+        return ""
+    attributes = "".join(f", {a['name']}={a['value']}" for a in wanted["attributes"])
+    return f" ({wanted['type']}, {'auto' if wanted['autostart'] else 'manual'}{attributes})"
+
+
+# --- What is told of them ------------------------------------------------------------------------------------------
+
+
+def info(state: State) -> list[dict[str, Any]]:
+    """All mediated devices that are there or defined, in the form of wishes: those that are alike in one wish."""
+    wishes: dict[str, dict[str, Any]] = {}
+    for parent, name, facts in _all(state):
+        wish = {"match": {"parent": [parent]}, **facts}
+        wishes.setdefault(json.dumps(wish, sort_keys=True), {**wish, "uuids": []})["uuids"].append(name)
+    return list(wishes.values())
+
+
+def _all(state: State) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Parent, UUID and what a wish says of it. An attribute cannot be read from a device: those are as declared or defined."""
+    more = state.more[NAME]
+    pairs = {(found["parent"], name) for name, found in more["devices"].items()}
+    pairs |= {(parent, name) for parent, devices in more["defined"].items() for name in devices if parent in more["parents"]}
+    for parent, name in sorted(pairs):
+        known = _known(common.stored_entry(state, NAME, parent)).get(name) or _definition(state, parent, name) or {}
+        found = more["devices"].get(name, {})
+        if not found and known.get("type") is None:
+            continue
+        facts = {"type": found.get("type") or known["type"]}
+        yield parent, name, {**facts, **{key: known[key] for key in ("attributes", "autostart") if key in known}}
+
+
+def told_of(state: State) -> list[str]:
+    """All parents of the host."""
+    return [name for name in state.more[NAME]["parents"] if name in state.functions]
+
+
+def facts(state: State, function: Function) -> dict[str, Any]:
+    """What stands beside the wishes: what a parent offers, and each of its devices on both sides of a reboot."""
+    parent, more = function.address, state.more[NAME]
+    entry = common.stored_entry(state, NAME, parent)
+    types = [{"type": id_, **said} for id_, said in _types(state, parent).items()]
+    return {
+        "driver": function.driver,
+        "mdevctl": more["keeper"],
+        "declared": entry is not None,
+        "types": types,
+        "mdevs": [_device_facts(state, parent, name, _known(entry)) for p, name, _wish in _all(state) if p == parent],
+    }
+
+
+def _device_facts(state: State, parent: str, name: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    found, defined = state.more[NAME]["devices"].get(name), _definition(state, parent, name)
+    return {
+        "uuid": name,
+        "active": found is not None,
+        "type": found["type"] if found else (known.get(name) or defined or {}).get("type"),
+        "iommu_group": found["group"] if found else None,
+        "defined": defined is not None,
+        "declared": name in known,
+        "next_boot": bool((known.get(name) or defined or {}).get("autostart")),
+    }
+
+
+def now(state: State, address: str) -> dict[str, Any]:
+    """What the operator's command shows of a parent."""
+    found = state.more.get(NAME, {}).get("devices", {})
+    return {"mdevs": {name: device["type"] for name, device in sorted(found.items()) if device["parent"] == address}}
+
+
+def in_short(wish: Mapping[str, Any]) -> str:
+    """'2 mtty-2, 1 mtty-1'."""
+    kinds = Counter(wish["mdevs"].values() if "mdevs" in wish else (device["type"] for device in wish["devices"]))
+    return ", ".join(f"{number} {name}" for name, number in sorted(kinds.items())) or "no mdev"
