@@ -55,10 +55,9 @@ def _set_vf_count(host: Host, args: Args) -> None:
 
 
 def _set_vf_counts(host: Host, arguments: Sequence[Args]) -> list[Exception | None]:
-    """Cards at the same time, as one may take a minute; the functions of one card, whose firmware they share, one after
-    the other."""
+    """Several cards at the same time, as one may take a minute."""
     errors: dict[str, Exception] = {}
-    for together in rounds(arguments):
+    for together in rounds(host, arguments):
         errors.update(_recount_all(host, together))
     for args in arguments:
         if args["pf"] not in errors and not args["hold"]:
@@ -69,17 +68,26 @@ def _set_vf_counts(host: Host, arguments: Sequence[Args]) -> list[Exception | No
     return [errors.get(args["pf"]) for args in arguments]
 
 
-def rounds(arguments: Sequence[Args]) -> list[list[Args]]:
-    """The first function of each card, then the second ones, and so on."""
-    rounds: list[list[Args]] = []
-    taken: dict[str, int] = {}
+def rounds(host: Host, arguments: Sequence[Args]) -> list[list[Args]]:
+    """What may be done at the same time. Functions of one card, whose firmware they share, come one after the other, and so
+    do the ports of one bond or bridge, which would lose all its links at once."""
+    found: list[list[Args]] = []
+    taken: list[set[str]] = []
     for args in arguments:
-        card = args["pf"].rpartition(".")[0] or args["pf"]
-        number = taken[card] = taken.get(card, -1) + 1
-        if number == len(rounds):
-            rounds.append([])
-        rounds[number].append(args)
-    return rounds
+        shared = {args["pf"].rpartition(".")[0] or args["pf"], *_masters(host, args["pf"])}
+        number = 1 + max((n for n, others in enumerate(taken) if others & shared), default=-1)
+        if number == len(found):
+            found.append([])
+            taken.append(set())
+        found[number].append(args)
+        taken[number] |= shared
+    return found
+
+
+def _masters(host: Host, pf: str) -> set[str]:
+    """What the port's network device is a part of (upper_*, netdev_adjacent_sysfs_add in net/core/dev.c)."""
+    names = host.files.names(f"{sysfs.device(pf)}/net")
+    return {entry for name in names for entry in host.files.names(f"/sys/class/net/{name}") if entry.startswith("upper_")}
 
 
 def _raise_first(errors: Sequence[Exception | None]) -> None:

@@ -54,10 +54,18 @@ def test_vfs_get_their_drivers_however_late_udev_is(igbvf_loaded, vfio_loaded, u
 
 def test_cards_at_the_same_time_and_the_functions_of_one_card_one_after_the_other():
     names = ["0000:01:00.0", "0000:01:00.1", "0000:02:00.0", "0000:02:00.1", "0000:02:00.2", "netdevsim1"]
-    rounds = actions.rounds([{"pf": name} for name in names])
+    rounds = actions.rounds(lab().host(), [{"pf": name} for name in names])
     assert [[args["pf"] for args in together] for together in rounds] == [
         ["0000:01:00.0", "0000:02:00.0", "netdevsim1"], ["0000:01:00.1", "0000:02:00.1"], ["0000:02:00.2"],
     ]  # fmt: skip
+
+
+def test_the_legs_of_a_bond_one_after_the_other():
+    legs = [{"pf": PF1}, {"pf": PF2}]
+    assert actions.rounds(lab().host(), legs) == [legs]
+    sim = lab()
+    sim.nets["bond0"] = Net(kind="bond", lowers=["enp129s0", "enp130s0"])
+    assert actions.rounds(sim.host(), legs) == [[leg] for leg in legs]
 
 
 def test_a_count_that_fails_beside_another_is_its_own_cards_matter():
