@@ -47,18 +47,19 @@ def _read(path: str) -> bytes:
         return stream.read()
 
 
-def _use_copy(folder: str) -> None:
+def _use_copy(folder: str) -> str:
     """Import the engine from the host's own copy where that is what this module brought: the copy has its bytecode beside
     it. From a zip file each module is compiled anew, and that twice (zipimport's find_spec compiles to know the file's
     name): it was two thirds of what a call with nothing to do cost (docs/dev/benchmarks.md).
 
     Told by the sizes and checksums that the zip file has of its members, so that nothing has to be unpacked. What this
-    module brought comes second, for a run that removes the copy."""
+    module brought comes second, for a run that removes the copy. Returns the version, which is the name of the copy's folder
+    (boot.version), or nothing where the copy is another engine, or has a file more."""
     archive, _zip, inner = next(iter(_engine.__path__)).rpartition(".zip/")
     with zipfile.ZipFile(f"{archive}.zip") as brought:
         files = {info.filename[len(inner) + 1 :]: info for info in brought.infolist() if info.filename.startswith(f"{inner}/")}
     if not all(_is_same(f"{folder}/{name}", info) for name, info in files.items()):
-        return
+        return ""
     # Another Python than the one that compiled the copy leaves no files of its own there; check mode would be no check.
     sys.dont_write_bytecode = True
     paths = list(_engine.__path__)
@@ -66,6 +67,8 @@ def _use_copy(folder: str) -> None:
     for name in [name.partition("/")[0] for name in files if name.endswith("/__init__.py")]:
         package = importlib.import_module(f"{_engine.__name__}.{name}")
         package.__path__ = [os.path.join(path, name) for path in (folder, *paths)]
+    here = sum(name.endswith(".py") for _top, _folders, names in os.walk(folder) for name in names)
+    return os.path.basename(os.path.dirname(folder)) if here == len(files) else ""
 
 
 def _is_same(path: str, brought: zipfile.ZipInfo) -> bool:
@@ -76,8 +79,8 @@ def _is_same(path: str, brought: zipfile.ZipInfo) -> bool:
     return len(data) == brought.file_size and zlib.crc32(data) == brought.CRC
 
 
-if ".zip" in next(iter(_engine.__path__)):
-    _use_copy(os.path.realpath(_COPY))
+#: The version of the engine that runs, where that is the host's own copy.
+_VERSION = _use_copy(os.path.realpath(_COPY)) if ".zip" in next(iter(_engine.__path__)) else ""
 
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, spec  # noqa: E402
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError  # noqa: E402
@@ -175,6 +178,7 @@ def _host(module: AnsibleModule) -> Host:
         run=lambda argv, data="": _run_command(module, argv, data),
         environment=os.environ,
         sources=_sources,
+        version=_VERSION,
         python=_python(),
     )
 

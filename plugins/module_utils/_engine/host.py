@@ -461,7 +461,7 @@ class Host:
     libvirt: Callable[[], Any] | None = None
     #: Modalias and the drivers there are -> the driver of its own, once looked up: the table has over 10 000 lines.
     natives: dict[tuple[str, ...], str | None] = field(default_factory=dict)
-    #: The version of the engine that this door brought, once worked out (boot.brought).
+    #: The version of the engine that this door brought, once it is known (boot.brought).
     version: str = ""
 
     def wait(self, ready: Callable[[], bool], limit: float) -> bool:

@@ -31,7 +31,7 @@ if after == "removed":
     shutil.rmtree(copy)
 from ansible_collections.iovirt.host.plugins.module_utils._engine import apply
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources import kernel_cmdline
-print(json.dumps([_door.engine.__file__, apply.__file__, kernel_cmdline.__file__, _door._sources()]))
+print(json.dumps([_door.engine.__file__, apply.__file__, kernel_cmdline.__file__, [_door._VERSION, _door._sources()]]))
 """
 
 
@@ -49,7 +49,7 @@ def payload(tmp_path):
 
 @pytest.fixture
 def copy(tmp_path):
-    path = tmp_path / "copy"
+    path = tmp_path / "0123456789abcdef" / "iovirt_engine"
     shutil.copytree(MODULE_UTILS / "_engine", path, ignore=shutil.ignore_patterns("__pycache__"))
     return path
 
@@ -64,8 +64,9 @@ def imported(payload, copy, after=""):
 
 def test_a_copy_that_is_the_same_is_run(payload, copy):
     before = sorted(copy.rglob("*"))
-    *files, sources = imported(payload, copy)
+    *files, (version, sources) = imported(payload, copy)
     assert [path.startswith(str(copy)) for path in files] == [True] * 3
+    assert version == "0123456789abcdef"
     assert sources == {str(path.relative_to(copy)): path.read_text() for path in copy.rglob("*.py")}
     assert {"cli.py", "replay.py", "resources/sriov.py"} <= set(sources)
     # Check mode runs the same imports, and leaves no files.
@@ -75,9 +76,17 @@ def test_a_copy_that_is_the_same_is_run(payload, copy):
 def test_a_copy_that_differs_is_not(payload, copy):
     with (copy / "guards.py").open("a") as stream:
         stream.write("#")
-    *files, sources = imported(payload, copy)
+    *files, (version, sources) = imported(payload, copy)
     assert [path.startswith(str(payload)) for path in files] == [True] * 3
+    assert version == ""
     assert sources["guards.py"] == (MODULE_UTILS / "_engine" / "guards.py").read_text()
+
+
+def test_a_copy_with_a_file_more_does_not_say_its_version(payload, copy):
+    (copy / "resources" / "other.py").write_text("")
+    *files, (version, _sources) = imported(payload, copy)
+    assert [path.startswith(str(copy)) for path in files] == [True] * 3
+    assert version == ""
 
 
 def test_without_a_copy_nothing_is_missing(payload, tmp_path):
