@@ -18,8 +18,12 @@ from . import port as ports
 from .port import Port
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-#: dev_valid_name in net/core/dev.c: not longer than 15, no blank, no '/', no ':'.
-_NAME = re.compile(r"[^\s/:]{1,15}")
+#: dev_valid_name in net/core/dev.c: 15 bytes at most, no blank, no '/', no ':'. 'mv%d' is a pattern there, which another name is made of
+#: (dev_get_valid_name); `ip -batch` takes '#' for a comment and quotes for its own (lib/utils.c of iproute2); the rest beyond ASCII is what
+#: systemd refuses as well (ifname_valid_full).
+_NAME = re.compile(r"""[^\s/:%#'"\\\x00-\x1f\x7f-\U0010ffff]{1,15}""")
+#: /proc/sys/net/ipv4/conf has these (sysctl_dev_name_is_allowed in include/net/ip.h).
+_RESERVED = (".", "..", "all", "default")
 
 
 def check(port: Port) -> list[Refusal]:
@@ -57,8 +61,8 @@ def _words(port: Port) -> Iterator[Refusal]:
     seen = set()
     for station in port.wish.get("stations") or []:
         name = station["name"]
-        if not _NAME.fullmatch(name) or name in (".", ".."):
-            yield port.wrong(f"{name!r} is no name of a network device.", "It has 15 characters at most, no blank, no '/' and no ':'.")
+        if not _NAME.fullmatch(name) or name in _RESERVED:
+            yield port.wrong(f"{name!r} is no name of a network device.", "It has 15 characters of ASCII at most, none of them a blank, a quote or one of / : % # \\, and is not 'all' or 'default'.")
         if name in seen:
             yield port.wrong(f"the station {name} is named twice.", "Name each station once.")
         seen.add(name)

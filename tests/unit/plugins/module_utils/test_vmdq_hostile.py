@@ -1,0 +1,32 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Stations in hardware: what odd input, others on the host and half-done steps must not bring about."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine import users
+from ansible_collections.iovirt.host.plugins.module_utils._engine.model import User
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    DOUBLE,
+    at,
+    refused,
+    stations,
+)
+
+
+def in_a_container(monkeypatch, *names):
+    """What users.py says of stations that are in another network namespace."""
+    found = tuple(User(f"process 77 (containerd) (its macvlan {name} rides on it)", rides=name) for name in names)
+    monkeypatch.setattr(users, "read", lambda host, state, handles: {DOUBLE: found})
+
+
+# --- Names and other odd input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mv%d", "mv%", "ä" * 8, "mv#0", "'mv0'", '"mv0', "mv\\", "mv\x01", "all", "default", "", "a/b", ".."])
+def test_a_name_that_the_kernel_or_ip_takes_for_something_else(name):
+    sim = stations()
+    refused(sim, DOUBLE, "no name of a network device", vmdq=[at(DOUBLE, stations=[{"name": name}])])
