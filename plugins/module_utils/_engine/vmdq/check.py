@@ -80,6 +80,8 @@ def _words_of(port: Port, name: str, station: Mapping[str, Any]) -> Iterator[Ref
         yield port.wrong(f"{name}: mac {mac} is no address of a device.", "Name one, or auto.")
     elif mac != "auto" and int(mac[:2], 16) & 1:
         yield port.wrong(f"{name}: mac {mac} is a multicast address.", "The first octet of a device's address is even.")
+    if mac != "auto" and station.get("mode") == "passthru" and mac != port.netdev.address:
+        yield port.wrong(f"{name}: in the mode passthru it has the MAC of its port, {port.netdev.address}.", "Leave mac out, or set the port's.")
     mtu = station.get("mtu")
     if mtu is not None and not 68 <= mtu <= port.netdev.mtu:
         # macvlan_change_mtu: not above that of the port.

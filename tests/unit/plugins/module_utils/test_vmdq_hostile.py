@@ -11,6 +11,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import users
 from ansible_collections.iovirt.host.plugins.module_utils._engine.model import User
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     DOUBLE,
+    PF1,
     at,
     refused,
     stations,
@@ -30,3 +31,9 @@ def in_a_container(monkeypatch, *names):
 def test_a_name_that_the_kernel_or_ip_takes_for_something_else(name):
     sim = stations()
     refused(sim, DOUBLE, "no name of a network device", vmdq=[at(DOUBLE, stations=[{"name": name}])])
+
+
+def test_the_mac_of_a_passthru_station_cannot_be_chosen():
+    sim = stations()
+    wish = [{"name": "pt0", "mode": "passthru", "mac": "52:54:00:0c:00:05"}]
+    refused(sim, PF1, "pt0", "the MAC of its port", vmdq=[at(PF1, require_offload=False, stations=wish)])
