@@ -316,8 +316,8 @@ def _plan_stations(result: Plan, port: Port, stations: Mapping[str, Mapping[str,
     # Those that show by themselves; how many are in other network namespaces may change meanwhile.
     claimed = sum(yes for name, yes in inside.items() if name not in going)
     grown = claimed
-    # Those that give a pool back come before those that need one.
-    for name, wanted in sorted(stations.items(), key=lambda item: item[1]["up"]):
+    for name in ports.in_order(stations):
+        wanted = stations[name]
         must = bool(port.requires and offload and ports.hardware_wished([wanted]))
         was = ports.as_is(here[name]) if name in here else None
         again = bool(must and was and was["up"] and not (inside.get(name) and on))

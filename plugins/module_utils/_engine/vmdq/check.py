@@ -137,6 +137,19 @@ def _macs(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Ref
         who = taken.setdefault(station["mac"], name)
         if who != name and station["mode"] != "passthru":
             yield port.wrong(f"{name} and {who} would both have the MAC {station['mac']}.", "Give each its own, or mac: auto.")
+    yield from _too_early(port, stations)
+
+
+def _too_early(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
+    """An address that a sibling gives up later in the same call: macvlan_open answers EADDRINUSE until then."""
+    here = ports.stations_on(port.state, port.netdev.name)
+    later = ports.in_order(stations)
+    for name in ports.in_order(stations):
+        later = later[1:]
+        holder = next((other for other in later if other in here and here[other].up and here[other].address == stations[name]["mac"]), None)
+        if holder and stations[name]["up"]:
+            reason = f"{name} cannot have the MAC {stations[name]['mac']} yet: {holder} has the MAC {stations[name]['mac']} now, and changes after it."
+            yield port.wrong(reason, f"Name {holder} first; for two that exchange theirs, give one of them another address in a call before.")
 
 
 def _offload(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:

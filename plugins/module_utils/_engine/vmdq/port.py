@@ -126,6 +126,11 @@ def auto_mac(state: State, pf: Function, name: str) -> str:
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
+def in_order(stations: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The order of their steps: those that give a pool back come before those that need one."""
+    return sorted(stations, key=lambda name: bool(stations[name]["up"]))
+
+
 def hardware_wished(stations: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those that are to have a pool."""
     return [station for station in stations if station["up"] and station["mode"] not in IN_SOFTWARE]

@@ -13,6 +13,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     DOUBLE,
     PF1,
     at,
+    call,
     refused,
     stations,
 )
@@ -37,3 +38,10 @@ def test_the_mac_of_a_passthru_station_cannot_be_chosen():
     sim = stations()
     wish = [{"name": "pt0", "mode": "passthru", "mac": "52:54:00:0c:00:05"}]
     refused(sim, PF1, "pt0", "the MAC of its port", vmdq=[at(PF1, require_offload=False, stations=wish)])
+
+
+def test_stations_that_exchange_their_addresses():
+    sim = stations()
+    one, two = "52:54:00:0c:00:01", "52:54:00:0c:00:02"
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "a", "mac": one}, {"name": "b", "mac": two}])])
+    refused(sim, DOUBLE, f"b has the MAC {two} now", vmdq=[at(DOUBLE, stations=[{"name": "a", "mac": two}, {"name": "b", "mac": one}])])
