@@ -24,6 +24,8 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _NAME = re.compile(r"""[^\s/:%#'"\\\x00-\x1f\x7f-\U0010ffff]{1,15}""")
 #: /proc/sys/net/ipv4/conf has these (sysctl_dev_name_is_allowed in include/net/ip.h).
 _RESERVED = (".", "..", "all", "default")
+#: What has the one place for who receives from a port, which stations need (netdev_is_rx_handler_busy in macvlan_port_create).
+_TAKE_ALL = ("bridge", "bond", "team", "openvswitch", "ipvlan", "ipvtap", "macsec")
 
 
 def check(port: Port) -> list[Refusal]:
@@ -117,6 +119,10 @@ def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator
         if port.requires and station["up"] and station["mode"] in ports.IN_SOFTWARE:
             reason = f"{name}: the mode {station['mode']} has no filter by destination, so the kernel never gives it a pool."
             yield port.wrong(reason, "Choose private, vepa or bridge, or set require_offload to false.")
+    busy = next((upper for upper in port.netdev.uppers if upper in state.netdevs and state.netdevs[upper].kind in _TAKE_ALL), None)
+    if busy and set(stations) - set(here):
+        reason = f"{lower} is a leg of {busy} (a {state.netdevs[busy].kind}), which takes all that it receives (the kernel answers EBUSY)."
+        yield port.wrong(reason, "Take it out of there, or choose another port.")
     alone = [name for name, station in stations.items() if station["mode"] == "passthru"]
     going = set(ports.ours(port.entry)) - set(stations)
     if alone and len({*stations, *here} - going) > 1:

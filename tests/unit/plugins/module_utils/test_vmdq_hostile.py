@@ -17,6 +17,11 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     refused,
     stations,
 )
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_vmdq import (
+    PORT,
+    TWO,
+)
 
 
 def in_a_container(monkeypatch, *names):
@@ -45,3 +50,10 @@ def test_stations_that_exchange_their_addresses():
     one, two = "52:54:00:0c:00:01", "52:54:00:0c:00:02"
     call(sim, vmdq=[at(DOUBLE, stations=[{"name": "a", "mac": one}, {"name": "b", "mac": two}])])
     refused(sim, DOUBLE, f"b has the MAC {two} now", vmdq=[at(DOUBLE, stations=[{"name": "a", "mac": two}, {"name": "b", "mac": one}])])
+
+
+def test_a_port_that_is_in_a_bridge_can_have_no_station():
+    sim = stations()
+    sim.nets["br0"] = Net(kind="bridge", mac="52:54:00:0f:00:02", lowers=[PORT])
+    sim._tree = None
+    refused(sim, DOUBLE, f"{PORT} is a leg of br0", "EBUSY", vmdq=[at(DOUBLE, stations=TWO)])
