@@ -418,6 +418,9 @@ def _return_station(result: Plan, port: Port, name: str, before: Mapping[str, An
     place = _elsewhere(port, name) if was is None else None
     if place:
         result.warnings.append(f"{port.pf.address}: the station {name} stays, as it is in another network namespace: {place}.")
+    elif was is None and name in port.state.netdevs:
+        # An adopted one went, and its name is somebody else's.
+        result.warnings.append(f"{port.pf.address}: the station {name} is gone, and something else has its name, which was left alone.")
     elif was != before:
         action = _station(port, name, before, False, False, 0)
         if not _guarded(result, port, action):

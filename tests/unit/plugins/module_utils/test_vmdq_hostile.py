@@ -21,6 +21,8 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import 
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_vmdq import (
     PORT,
     TWO,
+    foreign,
+    ip,
 )
 
 
@@ -57,3 +59,39 @@ def test_a_port_that_is_in_a_bridge_can_have_no_station():
     sim.nets["br0"] = Net(kind="bridge", mac="52:54:00:0f:00:02", lowers=[PORT])
     sim._tree = None
     refused(sim, DOUBLE, f"{PORT} is a leg of br0", "EBUSY", vmdq=[at(DOUBLE, stations=TWO)])
+
+
+# --- What is not ours -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wish", [{"state": "absent"}, {"stations": [{"name": "mv0"}]}])
+def test_a_name_that_somebody_took_meanwhile_is_left_alone(wish):
+    """An adopted station went, and something else has its name: giving it back does not take that away."""
+    sim = stations()
+    foreign(sim, "adopted")
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "adopted", "mode": "vepa"}, {"name": "mv0"}])])
+    ip(sim, "link del dev adopted")
+    sim.nets["adopted"] = Net(kind="bridge", mac="52:54:00:0f:00:09")
+    sim._tree = None
+    result = call(sim, vmdq=[at(DOUBLE, **wish)])
+    assert sim.nets["adopted"].kind == "bridge"
+    assert result["failures"] == {} and "adopted" in " ".join(result["warnings"])
+
+
+def test_a_name_that_is_taken_between_the_plan_and_the_step():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=TWO)])
+    seen = sim.run
+
+    def late(argv, *rest):
+        if argv[:3] == ["ethtool", "-k", PORT] and "mv0" in sim.nets and sim.nets["mv0"].kind == "macvlan":
+            ip_del = "link del dev mv0\n"
+            seen(["ip", "-batch", "-"], ip_del)
+            sim.nets["mv0"] = Net(kind="bridge", mac="52:54:00:0f:00:09")
+            sim._tree = None
+        return seen(argv, *rest)
+
+    sim.run = late
+    result = call(sim, vmdq=[at(DOUBLE, stations=[{**TWO[0], "mac": "52:54:00:0c:00:09"}, TWO[1]])])
+    assert sim.nets["mv0"].kind == "bridge" and sim.nets["mv0"].mac == "52:54:00:0f:00:09"
+    assert "mv0" in result["failures"][DOUBLE]
