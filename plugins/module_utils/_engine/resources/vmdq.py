@@ -217,7 +217,9 @@ def _origin(port: Port) -> tuple[dict[str, Any], list[str]]:
     touched = set(port.entry.get("touched", ())) if port.entry else set()
     stations = ports.wished_stations(port)
     here = ports.stations_on(port.state, port.netdev.name)
-    if stations or port.wish.get("offload") is not None:
+    if stations:
+        touched.add("stations")
+    if port.wish.get("offload") is not None or (port.requires and ports.hardware_wished(stations.values())):
         touched.add("offload")
         old.setdefault("offload", bool(port.facts.get("features", {}).get("on")))
     queues = {kind for kind, number in (port.wish.get("queues") or {}).items() if number is not None}

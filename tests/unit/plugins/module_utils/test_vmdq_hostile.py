@@ -14,6 +14,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     PF1,
     at,
     call,
+    converged,
     refused,
     stations,
 )
@@ -21,6 +22,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import 
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_vmdq import (
     PORT,
     TWO,
+    feature,
     foreign,
     ip,
 )
@@ -95,3 +97,12 @@ def test_a_name_that_is_taken_between_the_plan_and_the_step():
     result = call(sim, vmdq=[at(DOUBLE, stations=[{**TWO[0], "mac": "52:54:00:0c:00:09"}, TWO[1]])])
     assert sim.nets["mv0"].kind == "bridge" and sim.nets["mv0"].mac == "52:54:00:0f:00:09"
     assert "mv0" in result["failures"][DOUBLE]
+
+
+def test_the_feature_of_others_stays_where_it_was_never_asked_for():
+    """Stations that may be in software do not need the feature: what somebody switched on since stays on."""
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, require_offload=False, stations=[{"name": "sv0"}])])
+    feature(sim, "on")
+    converged(sim, vmdq=[at(DOUBLE, state="absent")])
+    assert sim.vmdq.ports[DOUBLE].on and "sv0" not in sim.nets
