@@ -181,6 +181,11 @@ def _take(state: State, target: Target, entry: Mapping[str, Any] | None, options
         result.refusals.append(_no_port(target))
         return result
     wish = {key: value for key, value in target.wish.items() if key not in _NOT_OF_PORT and value is not None}
+    if entry and "stations" not in wish and ports.ours(entry):
+        # Unset is untouched: what an earlier call, or another role, declared stays, under the terms that it was declared with.
+        old = entry["wish"]
+        wish.update({"stations": old["stations"], "require_offload": old.get("require_offload")})
+        wish = {key: value for key, value in wish.items() if value is not None}
     port = Port(state, target.function, netdev, options, target.label, wish, entry)
     if common.refuse_all(result, check.check(port)):
         return result

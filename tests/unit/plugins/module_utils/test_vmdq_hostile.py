@@ -24,6 +24,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_vmdq i
     TWO,
     feature,
     foreign,
+    held,
     ip,
 )
 
@@ -106,3 +107,32 @@ def test_the_feature_of_others_stays_where_it_was_never_asked_for():
     feature(sim, "on")
     converged(sim, vmdq=[at(DOUBLE, state="absent")])
     assert sim.vmdq.ports[DOUBLE].on and "sv0" not in sim.nets
+
+
+# --- Unset is untouched -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("later", [{"queues": {"combined": 4}}, {"offload": True}, {"queues": {"combined": 4}, "stations": None}])
+def test_a_wish_without_stations_leaves_them_alone(later):
+    """Two roles: one declares the stations, one the queues."""
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=TWO)])
+    sim.vmdq.touched.clear()
+    converged(sim, vmdq=[at(DOUBLE, **later)])
+    assert held(sim) == ["mv0", "mv1"] and sim.vmdq.touched == {}
+    converged(sim, vmdq=[at(DOUBLE, state="absent")])
+    assert "mv0" not in sim.nets and "mv1" not in sim.nets
+
+
+def test_an_empty_list_takes_them_away():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=TWO)])
+    converged(sim, vmdq=[at(DOUBLE, stations=[])])
+    assert "mv0" not in sim.nets and held(sim) == []
+
+
+def test_stations_in_software_stay_under_a_wish_without_stations():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, require_offload=False, stations=[{"name": "sv0", "mode": "source"}])])
+    converged(sim, vmdq=[at(DOUBLE, require_offload=True, queues={"combined": 4})])
+    assert "sv0" in sim.nets and not sim.vmdq.ports[DOUBLE].on
