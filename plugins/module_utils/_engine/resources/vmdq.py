@@ -327,6 +327,10 @@ def _plan_stations(result: Plan, port: Port, stations: Mapping[str, Mapping[str,
         wanted = stations[name]
         must = bool(port.requires and offload and ports.hardware_wished([wanted]))
         was = ports.as_is(here[name]) if name in here else None
+        place = ports.elsewhere(port.state, port.pf.address, name) if was is None else None
+        if place:
+            result.warnings.append(f"{port.pf.address}: the station {name} was left alone, as it is in another network namespace: {place}.")
+            continue
         again = bool(must and was and was["up"] and not (inside.get(name) and on))
         if must and not inside.get(name):
             claimed += 1
@@ -334,10 +338,6 @@ def _plan_stations(result: Plan, port: Port, stations: Mapping[str, Mapping[str,
         elif inside.get(name) and not must and not wanted["up"]:
             claimed -= 1
         if was == wanted and not again:
-            continue
-        place = _elsewhere(port, name) if was is None else None
-        if place:
-            result.warnings.append(f"{port.pf.address}: the station {name} was left alone, as it is in another network namespace: {place}.")
             continue
         action = _station(port, name, wanted, again, must, claimed)
         if _guarded(result, port, action):
@@ -360,12 +360,6 @@ def _guarded(result: Plan, port: Port, action: Action) -> bool:
         return False
     dangers = guards.before_station(port.state, port.pf, action.args["name"])
     return common.guarded(result, dangers, port.options, port.pf.address)
-
-
-def _elsewhere(port: Port, name: str) -> str | None:
-    """Who has a station of this name in a network namespace of his own."""
-    users = (port.state.users or {}).get(port.pf.address, ())
-    return next((user.who for user in users if user.rides == name), None)
 
 
 def _station(port: Port, name: str, wanted: Mapping[str, Any] | None, again: bool, must: bool, pools_then: int) -> Action:
@@ -422,7 +416,7 @@ def _return_station(result: Plan, port: Port, name: str, before: Mapping[str, An
     """As it was before the collection touched it: gone, where it made it."""
     here = ports.stations_on(port.state, port.netdev.name)
     was = ports.as_is(here[name]) if name in here else None
-    place = _elsewhere(port, name) if was is None else None
+    place = ports.elsewhere(port.state, port.pf.address, name) if was is None else None
     if place:
         result.warnings.append(f"{port.pf.address}: the station {name} stays, as it is in another network namespace: {place}.")
     elif was is None and name in port.state.netdevs:

@@ -157,6 +157,22 @@ def others(state: State, pf: Function, lower: str, but: Collection[str] = (), st
     return max(held, sum(inside.values())) - named
 
 
+def elsewhere(state: State, address: str, name: str) -> str | None:
+    """Who has a station of this name in a network namespace of his own."""
+    return next((user.who for user in (state.users or {}).get(address, ()) if user.rides == name), None)
+
+
+def away(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many pools that show by their queues alone may be those of stations that were declared and went into another namespace. Who is
+    there is looked for only where a call has something to do (users.py); until then each of them may be."""
+    here = stations_on(port.state, port.netdev.name)
+    gone = [name for name in ours(port.entry) if name in stations and name not in here]
+    if port.state.users is not None:
+        gone = [name for name in gone if elsewhere(port.state, port.pf.address, name)]
+    hidden = port.facts.get("pools", 0) - sum(in_hardware(port.state, port.pf.address, port.netdev.name).values())
+    return min(len(gone), max(hidden, 0))
+
+
 def stale(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> int:
     """Stations whose address somebody changed while they were up: they show as in software and hold a pool all the same, which filters
     for the old address."""

@@ -26,6 +26,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_vmdq i
     foreign,
     held,
     ip,
+    kinds,
 )
 
 
@@ -136,3 +137,41 @@ def test_stations_in_software_stay_under_a_wish_without_stations():
     call(sim, vmdq=[at(DOUBLE, require_offload=False, stations=[{"name": "sv0", "mode": "source"}])])
     converged(sim, vmdq=[at(DOUBLE, require_offload=True, queues={"combined": 4})])
     assert "sv0" in sim.nets and not sim.vmdq.ports[DOUBLE].on
+
+
+# --- Stations in other network namespaces -----------------------------------------------------------------------------
+
+
+def test_one_of_ours_in_a_container_is_not_counted_twice(monkeypatch):
+    """All three pools are ours; one of the stations went into a container, where it holds its pool."""
+    sim = stations()
+    three = [{"name": "mv0"}, {"name": "mv1"}, {"name": "mv2"}]
+    call(sim, vmdq=[at(DOUBLE, stations=three)])
+    sim.nets.pop("mv0")
+    sim._tree = None
+    in_a_container(monkeypatch, "mv0")
+    for check in (True, False):
+        result = call(sim, check=check, vmdq=[at(DOUBLE, stations=three)])
+        assert kinds(result) == [] and not result["changed"]
+    assert held(sim) == ["mv0", "mv1", "mv2"]
+
+
+def test_pools_of_strangers_in_containers_are_still_counted():
+    sim = stations()
+    three = [{"name": "mv0"}, {"name": "mv1"}, {"name": "mv2"}]
+    call(sim, vmdq=[at(DOUBLE, stations=three)])
+    ip(sim, "link del dev mv0")
+    sim.vmdq.ports[DOUBLE].held[9] = "in-a-container"
+    refused(sim, DOUBLE, "1 in other network namespaces", vmdq=[at(DOUBLE, stations=three)])
+
+
+def test_one_that_is_down_in_a_container_is_no_claim_to_a_pool(monkeypatch):
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=TWO)])
+    port = sim.vmdq.ports[DOUBLE]
+    port.held = {number: name for number, name in port.held.items() if name != "mv0"}
+    sim.nets.pop("mv0")
+    sim._tree = None
+    in_a_container(monkeypatch, "mv0")
+    result = call(sim, vmdq=[at(DOUBLE, stations=[*TWO, {"name": "mv2"}])])
+    assert result["failures"] == {} and held(sim) == ["mv1", "mv2"]
