@@ -173,6 +173,8 @@ def _offload(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[
     wished_on = must or port.wish["offload"]
     if features["fixed"] and features["on"] != wished_on:
         yield port.wrong(*_fixed(port, features["on"]))
+    elif must and "unproven" in port.facts:
+        yield port.wrong(f"which of its stations are in hardware cannot be read: {port.facts['unproven']}.", "Mend that, or set require_offload to false.")
     elif must and port.netdev.xdp:
         # ixgbe_fwd_add and i40e_fwd_add.
         yield port.wrong(f"an XDP program is on {port.netdev.name} ({port.netdev.xdp}), and drivers give no pools beside one.", "Take it off (ip link set dev PORT xdp off), or set require_offload to false.")

@@ -88,7 +88,7 @@ def in_hardware(state: State, address: str, lower: str) -> dict[str, bool]:
     the port's queues belong to at least as many pools as stations claim one."""
     facts = facts_of(state, address)
     stations = stations_on(state, lower)
-    on = bool(facts.get("features", {}).get("on"))
+    on = bool(facts.get("features", {}).get("on")) and "unproven" not in facts
     claim = {name for name, n in stations.items() if on and n.up and n.mode not in IN_SOFTWARE and n.address not in facts.get("fdb", ())}
     proven = len(claim) <= facts.get("pools", 0)
     return {name: proven and name in claim for name in stations}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import users
 from ansible_collections.iovirt.host.plugins.module_utils._engine.model import User
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_vmdq
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     DOUBLE,
     PF1,
@@ -175,3 +176,29 @@ def test_one_that_is_down_in_a_container_is_no_claim_to_a_pool(monkeypatch):
     in_a_container(monkeypatch, "mv0")
     result = call(sim, vmdq=[at(DOUBLE, stations=[*TWO, {"name": "mv2"}])])
     assert result["failures"] == {} and held(sim) == ["mv1", "mv2"]
+
+
+# --- The proof --------------------------------------------------------------------------------------------------------
+
+
+def test_without_the_forwarding_table_nothing_is_proven(monkeypatch):
+    """A station in software and a stranger's pool: by the numbers alone it would look as if it was in hardware."""
+    sim = stations()
+    foreign(sim, "mv0")
+    feature(sim, "on")
+    sim.vmdq.ports[DOUBLE].held[1] = "in-a-container"
+    seen = sim_vmdq.run
+    monkeypatch.setattr(sim_vmdq, "run", lambda sim, argv: (255, "", "bridge: cannot dump") if argv[0] == "bridge" else seen(sim, argv))
+    refused(sim, DOUBLE, "bridge -j fdb show", "cannot dump", vmdq=[at(DOUBLE, stations=[{"name": "mv0"}])])
+    result = call(sim, vmdq=[at(DOUBLE, require_offload=False, stations=[{"name": "mv0"}])])
+    assert [s["offloaded"] for s in result["vmdq_stations"]] == [False]
+
+
+def test_a_new_station_that_cannot_be_proven_is_undone(monkeypatch):
+    sim = stations()
+    before = sim.snapshot()["vmdq"]
+    seen = sim_vmdq.run
+    monkeypatch.setattr(sim_vmdq, "run", lambda sim, argv: (255, "", "bridge: cannot dump") if argv[0] == "bridge" else seen(sim, argv))
+    result = call(sim, vmdq=[at(DOUBLE, stations=TWO)])
+    assert "cannot dump" in result["failures"][DOUBLE] and "forwarded in software" not in result["failures"][DOUBLE]
+    assert sim.snapshot()["vmdq"] == before
