@@ -475,5 +475,14 @@ def beside_vfs(state: State, sriov: Mapping[str, Any], vmdq: Mapping[str, Any], 
         wish = vmdq[address]["wish"]
         must = [{"up": True, "mode": "bridge", **station} for station in wish.get("stations") or []]
         stations = len(ports.hardware_wished(must)) if wish.get("require_offload") is not False else 0
-        refusals += pools.check_shared(state, address, stations, vfs)
+        refusals += pools.check_shared(state, address, stations + _strangers(state, function, wish), vfs)
     return refusals
+
+
+def _strangers(state: State, function: Function, wish: Mapping[str, Any]) -> int:
+    """Stations in hardware that others made, as far as they are in this namespace."""
+    netdev = ports.netdev_of(state, function)
+    named = {station["name"] for station in wish.get("stations") or []}
+    named |= set(ports.ours(common.stored_entry(state, NAME, function.address)))
+    inside = ports.in_hardware(state, function.address, netdev.name) if netdev else {}
+    return sum(yes for name, yes in inside.items() if name not in named)

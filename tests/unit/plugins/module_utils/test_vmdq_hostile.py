@@ -12,6 +12,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.model import U
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_vmdq
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     DOUBLE,
+    IXGBE,
     PF1,
     at,
     call,
@@ -202,3 +203,15 @@ def test_a_new_station_that_cannot_be_proven_is_undone(monkeypatch):
     result = call(sim, vmdq=[at(DOUBLE, stations=TWO)])
     assert "cannot dump" in result["failures"][DOUBLE] and "forwarded in software" not in result["failures"][DOUBLE]
     assert sim.snapshot()["vmdq"] == before
+
+
+# --- Pools and queues of ixgbe ----------------------------------------------------------------------------------------
+
+
+def test_stations_of_others_are_counted_beside_vfs():
+    sim = stations()
+    feature(sim, "on", "enp193s0")
+    for number in range(50):
+        foreign(sim, f"f{number}", lower="enp193s0", mac=f"52:54:00:0f:02:{number:02x}")
+    call(sim, sriov=[at(IXGBE, vf_count=10)])
+    refused(sim, IXGBE, "10 VFs", "63 pools", vmdq=[at(IXGBE, stations=[{"name": f"x{n}"} for n in range(5)])])
