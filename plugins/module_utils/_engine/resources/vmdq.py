@@ -440,13 +440,23 @@ def _give_back(state: State, target: Target, entry: Mapping[str, Any] | None, op
         for name in ports.ours(entry):
             _return_station(result, port, name, (origin.get("stations") or {}).get(name))
         if not result.refusals:
-            _plan_queues(result, port, origin.get("queues") or {})
             _return_offload(result, port, origin)
+            _return_queues(result, port, origin.get("queues") or {})
         if result.refusals:
             return result
     # Without its driver the port has no stations, and the rest is the driver's own at its next start.
     result.actions += common.forget(state, NAME, target.function)
     return result
+
+
+def _return_queues(result: Plan, port: Port, before: Mapping[str, int]) -> None:
+    """After the feature: ixgbe keeps the few queues of its pools until that is off, and where others need it on there is no room."""
+    off = any(action.kind == "set_offload" and not action.args["to"] for action in result.actions)
+    most = port.facts.get("queues", {}).get("max", {})
+    crowded = {kind for kind, number in before.items() if not off and number > most.get(kind, number)}
+    for kind in sorted(crowded):
+        result.warnings.append(f"{port.pf.address}: its {kind} queues stay as they are: {port.netdev.name} has room for {most[kind]} now, and had {before[kind]}.")
+    _plan_queues(result, port, {kind: number for kind, number in before.items() if kind not in crowded})
 
 
 def _return_offload(result: Plan, port: Port, origin: Mapping[str, Any]) -> None:

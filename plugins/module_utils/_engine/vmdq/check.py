@@ -34,7 +34,7 @@ def check(port: Port) -> list[Refusal]:
     if wrong:
         return wrong
     stations = ports.wished_stations(port)
-    wrong = [*_stations(port, stations), *_macs(port, stations)]
+    wrong = [*_stations(port, stations), *_macs(port, stations), *_queues_beside(port, stations)]
     return wrong or list(_offload(port, stations))
 
 
@@ -105,6 +105,16 @@ def _queues(port: Port) -> Iterator[Refusal]:
             yield port.wrong(f"{port.netdev.name} has no {kind} queues (ethtool -l shows: {have}).", "Name a kind that it has.")
         elif isinstance(number, bool) or not 1 <= number <= limit:
             yield port.wrong(f"{number} {kind} queues are not possible: {port.netdev.name} can have 1 to {limit} (ethtool -l).", "Correct the number.")
+
+
+def _queues_beside(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
+    """Numbers that could not stay: the driver takes queues of the port for the pools."""
+    number = (port.wish.get("queues") or {}).get("combined")
+    wanted = len(ports.hardware_wished(stations.values())) if port.requires else 0
+    limit = next((queues for most, queues in pools.of_driver(port.pf).queues if wanted <= most), None)
+    if number is not None and wanted and limit is not None and number > limit:
+        reason = f"{number} combined queues cannot stay beside {wanted} stations in hardware: with {port.pf.driver} the port then has {limit} at most."
+        yield port.wrong(reason, "Correct the number, or name fewer stations.")
 
 
 def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:

@@ -215,3 +215,32 @@ def test_stations_of_others_are_counted_beside_vfs():
         foreign(sim, f"f{number}", lower="enp193s0", mac=f"52:54:00:0f:02:{number:02x}")
     call(sim, sriov=[at(IXGBE, vf_count=10)])
     refused(sim, IXGBE, "10 VFs", "63 pools", vmdq=[at(IXGBE, stations=[{"name": f"x{n}"} for n in range(5)])])
+
+
+def test_queues_that_the_layout_of_stations_leaves_no_room_for():
+    """ixgbe_max_channels() with pools: those of one pool, 4 at most. A wish for more could never be true together with stations."""
+    sim = stations()
+    wish = at(IXGBE, queues={"combined": 16}, stations=[{"name": "x0"}])
+    refused(sim, IXGBE, "16 combined queues", "4 at most", vmdq=[wish])
+    refused(sim, IXGBE, "3 combined queues", "2 at most", vmdq=[at(IXGBE, queues={"combined": 3}, stations=[{"name": f"x{n}"} for n in range(16)])])
+    converged(sim, vmdq=[at(IXGBE, queues={"combined": 4}, stations=[{"name": "x0"}])])
+
+
+def test_queues_are_given_back_after_the_feature():
+    """ixgbe keeps the layout of its pools until the feature is off, and has no room for the queues of before so long."""
+    sim = stations()
+    sim.vmdq.ports[IXGBE].queues = {"combined": 32}
+    before = sim.snapshot()["vmdq"]
+    call(sim, vmdq=[at(IXGBE, queues={"combined": 2}, stations=[{"name": "x0"}])])
+    assert kinds(converged(sim, vmdq=[at(IXGBE, state="absent")])) == ["set_station", "set_offload", "set_queues"]
+    assert sim.snapshot()["vmdq"] == before
+
+
+def test_queues_that_have_no_room_beside_the_stations_of_others_stay():
+    sim = stations()
+    sim.vmdq.ports[IXGBE].queues = {"combined": 32}
+    call(sim, vmdq=[at(IXGBE, queues={"combined": 2}, stations=[{"name": "x0"}])])
+    foreign(sim, "theirs", lower="enp193s0")
+    result = converged(sim, vmdq=[at(IXGBE, state="absent")])
+    assert held(sim, IXGBE) == ["theirs"] and "x0" not in sim.nets
+    assert "queues stay as they are: enp193s0 has room for 4 now, and had 32" in " ".join(result["warnings"])
