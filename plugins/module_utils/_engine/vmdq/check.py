@@ -113,7 +113,7 @@ def _queues_beside(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Ite
     wanted = len(ports.hardware_wished(stations.values())) if port.requires else 0
     limit = next((queues for most, queues in pools.of_driver(port.pf).queues if wanted <= most), None)
     if number is not None and wanted and limit is not None and number > limit:
-        reason = f"{number} combined queues cannot stay beside {wanted} stations in hardware: with {port.pf.driver} the port then has {limit} at most."
+        reason = f"{number} combined queues cannot stay beside {wanted} station{'' if wanted == 1 else 's'} in hardware: with {port.pf.driver} the port then has {limit} at most."
         yield port.wrong(reason, "Correct the number, or name fewer stations.")
 
 

@@ -169,7 +169,7 @@ def away(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> int:
     gone = [name for name in ours(port.entry) if name in stations and name not in here]
     if port.state.users is not None:
         gone = [name for name in gone if elsewhere(port.state, port.pf.address, name)]
-    hidden = port.facts.get("pools", 0) - sum(in_hardware(port.state, port.pf.address, port.netdev.name).values())
+    hidden: int = port.facts.get("pools", 0) - sum(in_hardware(port.state, port.pf.address, port.netdev.name).values())
     return min(len(gone), max(hidden, 0))
 
 

@@ -87,6 +87,9 @@ def of_ports(host: Host, state: State, wanted: Mapping[str, frozenset[str]]) -> 
     for address, parts in wanted.items():
         netdev = port.netdev_of(state, state.functions[address]) if address in state.functions else None
         if netdev is None:
+            if "pools" in parts and address in state.functions:
+                # The parameter is a file's, whether or not the driver is there.
+                found[address] = parameter(host, state.functions[address])
             continue
         module = drivers.module_of(state.functions[address].driver or "")
         facts: dict[str, Any] = {"parameter": host.files.attr(f"{modprobe.SYS}/{module}/parameters/{PARAMETER}")}

@@ -12,15 +12,17 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.model import U
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_vmdq
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     DOUBLE,
+    I40E,
     IXGBE,
     PF1,
     at,
     call,
     converged,
+    quiet,
     refused,
     stations,
 )
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Net
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_vmdq import (
     PORT,
     TWO,
@@ -244,3 +246,27 @@ def test_queues_that_have_no_room_beside_the_stations_of_others_stay():
     result = converged(sim, vmdq=[at(IXGBE, state="absent")])
     assert held(sim, IXGBE) == ["theirs"] and "x0" not in sim.nets
     assert "queues stay as they are: enp193s0 has room for 4 now, and had 32" in " ".join(result["warnings"])
+
+
+# --- Giving back ------------------------------------------------------------------------------------------------------
+
+
+def test_the_parameter_is_given_back_when_the_driver_is_gone():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, pools=8)])
+    path = "/etc/modprobe.d/zz-iovirt-vmdqsim.conf"
+    assert path in sim.files
+    sim.write(f"{DEVICES}/{DOUBLE}/driver/unbind", DOUBLE)
+    result = call(sim, vmdq=[at(DOUBLE, state="absent")])
+    assert result["failures"] == {} and sim.files.get("/etc/iovirt/vmdq.json") is None
+    assert path not in sim.files
+
+
+def test_exclusive_with_an_empty_list_gives_all_back():
+    sim = stations()
+    before = sim.snapshot()["vmdq"]
+    call(sim, vmdq=[at(DOUBLE, queues={"combined": 4}, stations=TWO, pools=6), at(I40E, offload=True)])
+    result = converged(sim, vmdq=[], exclusive=("vmdq",))
+    assert result["changed"] and sim.snapshot()["vmdq"] == before
+    assert sim.files.get("/etc/iovirt/vmdq.json") is None and "/etc/modprobe.d/zz-iovirt-vmdqsim.conf" not in sim.files
+    quiet(sim, vmdq=[], exclusive=("vmdq",))
