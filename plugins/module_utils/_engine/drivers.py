@@ -183,6 +183,9 @@ class Vmdq:
     with_vfs: bool = False
     #: Layout of the queues (stations x queues of each) -> its stations. The driver goes from one to the next by itself.
     layouts: Mapping[str, int] = field(default_factory=dict)
+    #: (stations, queues): with up to so many stations the port has so many combined queues at most, as it has what a pool has
+    #: (ixgbe_max_channels in ixgbe/ixgbe_ethtool.c), and keeps that until the feature is off.
+    queues: tuple[tuple[int, int], ...] = ()
     #: With more stations than one of these, the driver lays its queues out anew, and the port's link goes for a moment.
     resets: tuple[int, ...] = (0,)
 
@@ -193,7 +196,7 @@ class Vmdq:
 VMDQ: Mapping[str, Vmdq] = {
     "fm10k": Vmdq(),
     "i40e": Vmdq(),
-    "ixgbe": Vmdq(stations=63, with_vfs=True, layouts={"15x4": 15, "31x2": 31, "63x1": 63}, resets=(0, 15, 31)),
+    "ixgbe": Vmdq(stations=63, with_vfs=True, layouts={"15x4": 15, "31x2": 31, "63x1": 63}, queues=((15, 4), (31, 2), (63, 1)), resets=(0, 15, 31)),
     "vmdqsim": Vmdq(resets=()),
 }
 

@@ -181,6 +181,11 @@ def _take(state: State, target: Target, entry: Mapping[str, Any] | None, options
         result.refusals.append(_no_port(target))
         return result
     wish = {key: value for key, value in target.wish.items() if key not in _NOT_OF_PORT and value is not None}
+    if entry and "stations" not in wish and ports.ours(entry):
+        # Unset is untouched: what an earlier call, or another role, declared stays, under the terms that it was declared with.
+        old = entry["wish"]
+        wish.update({"stations": old["stations"], "require_offload": old.get("require_offload")})
+        wish = {key: value for key, value in wish.items() if value is not None}
     port = Port(state, target.function, netdev, options, target.label, wish, entry)
     if common.refuse_all(result, check.check(port)):
         return result
@@ -217,7 +222,9 @@ def _origin(port: Port) -> tuple[dict[str, Any], list[str]]:
     touched = set(port.entry.get("touched", ())) if port.entry else set()
     stations = ports.wished_stations(port)
     here = ports.stations_on(port.state, port.netdev.name)
-    if stations or port.wish.get("offload") is not None:
+    if stations:
+        touched.add("stations")
+    if port.wish.get("offload") is not None or (port.requires and ports.hardware_wished(stations.values())):
         touched.add("offload")
         old.setdefault("offload", bool(port.facts.get("features", {}).get("on")))
     queues = {kind for kind, number in (port.wish.get("queues") or {}).items() if number is not None}
@@ -316,10 +323,14 @@ def _plan_stations(result: Plan, port: Port, stations: Mapping[str, Mapping[str,
     # Those that show by themselves; how many are in other network namespaces may change meanwhile.
     claimed = sum(yes for name, yes in inside.items() if name not in going)
     grown = claimed
-    # Those that give a pool back come before those that need one.
-    for name, wanted in sorted(stations.items(), key=lambda item: item[1]["up"]):
+    for name in ports.in_order(stations):
+        wanted = stations[name]
         must = bool(port.requires and offload and ports.hardware_wished([wanted]))
         was = ports.as_is(here[name]) if name in here else None
+        place = ports.elsewhere(port.state, port.pf.address, name) if was is None else None
+        if place:
+            result.warnings.append(f"{port.pf.address}: the station {name} was left alone, as it is in another network namespace: {place}.")
+            continue
         again = bool(must and was and was["up"] and not (inside.get(name) and on))
         if must and not inside.get(name):
             claimed += 1
@@ -327,10 +338,6 @@ def _plan_stations(result: Plan, port: Port, stations: Mapping[str, Mapping[str,
         elif inside.get(name) and not must and not wanted["up"]:
             claimed -= 1
         if was == wanted and not again:
-            continue
-        place = _elsewhere(port, name) if was is None else None
-        if place:
-            result.warnings.append(f"{port.pf.address}: the station {name} was left alone, as it is in another network namespace: {place}.")
             continue
         action = _station(port, name, wanted, again, must, claimed)
         if _guarded(result, port, action):
@@ -353,12 +360,6 @@ def _guarded(result: Plan, port: Port, action: Action) -> bool:
         return False
     dangers = guards.before_station(port.state, port.pf, action.args["name"])
     return common.guarded(result, dangers, port.options, port.pf.address)
-
-
-def _elsewhere(port: Port, name: str) -> str | None:
-    """Who has a station of this name in a network namespace of his own."""
-    users = (port.state.users or {}).get(port.pf.address, ())
-    return next((user.who for user in users if user.rides == name), None)
 
 
 def _station(port: Port, name: str, wanted: Mapping[str, Any] | None, again: bool, must: bool, pools_then: int) -> Action:
@@ -415,9 +416,12 @@ def _return_station(result: Plan, port: Port, name: str, before: Mapping[str, An
     """As it was before the collection touched it: gone, where it made it."""
     here = ports.stations_on(port.state, port.netdev.name)
     was = ports.as_is(here[name]) if name in here else None
-    place = _elsewhere(port, name) if was is None else None
+    place = ports.elsewhere(port.state, port.pf.address, name) if was is None else None
     if place:
         result.warnings.append(f"{port.pf.address}: the station {name} stays, as it is in another network namespace: {place}.")
+    elif was is None and name in port.state.netdevs:
+        # An adopted one went, and its name is somebody else's.
+        result.warnings.append(f"{port.pf.address}: the station {name} is gone, and something else has its name, which was left alone.")
     elif was != before:
         action = _station(port, name, before, False, False, 0)
         if not _guarded(result, port, action):
@@ -436,13 +440,23 @@ def _give_back(state: State, target: Target, entry: Mapping[str, Any] | None, op
         for name in ports.ours(entry):
             _return_station(result, port, name, (origin.get("stations") or {}).get(name))
         if not result.refusals:
-            _plan_queues(result, port, origin.get("queues") or {})
             _return_offload(result, port, origin)
+            _return_queues(result, port, origin.get("queues") or {})
         if result.refusals:
             return result
     # Without its driver the port has no stations, and the rest is the driver's own at its next start.
     result.actions += common.forget(state, NAME, target.function)
     return result
+
+
+def _return_queues(result: Plan, port: Port, before: Mapping[str, int]) -> None:
+    """After the feature: ixgbe keeps the few queues of its pools until that is off, and where others need it on there is no room."""
+    off = any(action.kind == "set_offload" and not action.args["to"] for action in result.actions)
+    most = port.facts.get("queues", {}).get("max", {})
+    crowded = {kind for kind, number in before.items() if not off and number > most.get(kind, number)}
+    for kind in sorted(crowded):
+        result.warnings.append(f"{port.pf.address}: its {kind} queues stay as they are: {port.netdev.name} has room for {most[kind]} now, and had {before[kind]}.")
+    _plan_queues(result, port, {kind: number for kind, number in before.items() if kind not in crowded})
 
 
 def _return_offload(result: Plan, port: Port, origin: Mapping[str, Any]) -> None:
@@ -471,5 +485,14 @@ def beside_vfs(state: State, sriov: Mapping[str, Any], vmdq: Mapping[str, Any], 
         wish = vmdq[address]["wish"]
         must = [{"up": True, "mode": "bridge", **station} for station in wish.get("stations") or []]
         stations = len(ports.hardware_wished(must)) if wish.get("require_offload") is not False else 0
-        refusals += pools.check_shared(state, address, stations, vfs)
+        refusals += pools.check_shared(state, address, stations + _strangers(state, function, wish), vfs)
     return refusals
+
+
+def _strangers(state: State, function: Function, wish: Mapping[str, Any]) -> int:
+    """Stations in hardware that others made, as far as they are in this namespace."""
+    netdev = ports.netdev_of(state, function)
+    named = {station["name"] for station in wish.get("stations") or []}
+    named |= set(ports.ours(common.stored_entry(state, NAME, function.address)))
+    inside = ports.in_hardware(state, function.address, netdev.name) if netdev else {}
+    return sum(yes for name, yes in inside.items() if name not in named)

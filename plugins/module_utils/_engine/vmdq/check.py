@@ -18,8 +18,14 @@ from . import port as ports
 from .port import Port
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-#: dev_valid_name in net/core/dev.c: not longer than 15, no blank, no '/', no ':'.
-_NAME = re.compile(r"[^\s/:]{1,15}")
+#: dev_valid_name in net/core/dev.c: 15 bytes at most, no blank, no '/', no ':'. 'mv%d' is a pattern there, which another name is made of
+#: (dev_get_valid_name); `ip -batch` takes '#' for a comment and quotes for its own (lib/utils.c of iproute2); the rest beyond ASCII is what
+#: systemd refuses as well (ifname_valid_full).
+_NAME = re.compile(r"""[^\s/:%#'"\\\x00-\x1f\x7f-\U0010ffff]{1,15}""")
+#: /proc/sys/net/ipv4/conf has these (sysctl_dev_name_is_allowed in include/net/ip.h).
+_RESERVED = (".", "..", "all", "default")
+#: What has the one place for who receives from a port, which stations need (netdev_is_rx_handler_busy in macvlan_port_create).
+_TAKE_ALL = ("bridge", "bond", "team", "openvswitch", "ipvlan", "ipvtap", "macsec")
 
 
 def check(port: Port) -> list[Refusal]:
@@ -28,7 +34,7 @@ def check(port: Port) -> list[Refusal]:
     if wrong:
         return wrong
     stations = ports.wished_stations(port)
-    wrong = [*_stations(port, stations), *_macs(port, stations)]
+    wrong = [*_stations(port, stations), *_macs(port, stations), *_queues_beside(port, stations)]
     return wrong or list(_offload(port, stations))
 
 
@@ -57,8 +63,8 @@ def _words(port: Port) -> Iterator[Refusal]:
     seen = set()
     for station in port.wish.get("stations") or []:
         name = station["name"]
-        if not _NAME.fullmatch(name) or name in (".", ".."):
-            yield port.wrong(f"{name!r} is no name of a network device.", "It has 15 characters at most, no blank, no '/' and no ':'.")
+        if not _NAME.fullmatch(name) or name in _RESERVED:
+            yield port.wrong(f"{name!r} is no name of a network device.", "It has 15 characters of ASCII at most, none of them a blank, a quote or one of / : % # \\, and is not 'all' or 'default'.")
         if name in seen:
             yield port.wrong(f"the station {name} is named twice.", "Name each station once.")
         seen.add(name)
@@ -76,6 +82,8 @@ def _words_of(port: Port, name: str, station: Mapping[str, Any]) -> Iterator[Ref
         yield port.wrong(f"{name}: mac {mac} is no address of a device.", "Name one, or auto.")
     elif mac != "auto" and int(mac[:2], 16) & 1:
         yield port.wrong(f"{name}: mac {mac} is a multicast address.", "The first octet of a device's address is even.")
+    if mac != "auto" and station.get("mode") == "passthru" and mac != port.netdev.address:
+        yield port.wrong(f"{name}: in the mode passthru it has the MAC of its port, {port.netdev.address}.", "Leave mac out, or set the port's.")
     mtu = station.get("mtu")
     if mtu is not None and not 68 <= mtu <= port.netdev.mtu:
         # macvlan_change_mtu: not above that of the port.
@@ -99,6 +107,16 @@ def _queues(port: Port) -> Iterator[Refusal]:
             yield port.wrong(f"{number} {kind} queues are not possible: {port.netdev.name} can have 1 to {limit} (ethtool -l).", "Correct the number.")
 
 
+def _queues_beside(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
+    """Numbers that could not stay: the driver takes queues of the port for the pools."""
+    number = (port.wish.get("queues") or {}).get("combined")
+    wanted = len(ports.hardware_wished(stations.values())) if port.requires else 0
+    limit = next((queues for most, queues in pools.of_driver(port.pf).queues if wanted <= most), None)
+    if number is not None and wanted and limit is not None and number > limit:
+        reason = f"{number} combined queues cannot stay beside {wanted} station{'' if wanted == 1 else 's'} in hardware: with {port.pf.driver} the port then has {limit} at most."
+        yield port.wrong(reason, "Correct the number, or name fewer stations.")
+
+
 def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
     state, lower = port.state, port.netdev.name
     here = ports.stations_on(state, lower)
@@ -111,6 +129,10 @@ def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator
         if port.requires and station["up"] and station["mode"] in ports.IN_SOFTWARE:
             reason = f"{name}: the mode {station['mode']} has no filter by destination, so the kernel never gives it a pool."
             yield port.wrong(reason, "Choose private, vepa or bridge, or set require_offload to false.")
+    busy = next((upper for upper in port.netdev.uppers if upper in state.netdevs and state.netdevs[upper].kind in _TAKE_ALL), None)
+    if busy and set(stations) - set(here):
+        reason = f"{lower} is a leg of {busy} (a {state.netdevs[busy].kind}), which takes all that it receives (the kernel answers EBUSY)."
+        yield port.wrong(reason, "Take it out of there, or choose another port.")
     alone = [name for name, station in stations.items() if station["mode"] == "passthru"]
     going = set(ports.ours(port.entry)) - set(stations)
     if alone and len({*stations, *here} - going) > 1:
@@ -131,6 +153,19 @@ def _macs(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Ref
         who = taken.setdefault(station["mac"], name)
         if who != name and station["mode"] != "passthru":
             yield port.wrong(f"{name} and {who} would both have the MAC {station['mac']}.", "Give each its own, or mac: auto.")
+    yield from _too_early(port, stations)
+
+
+def _too_early(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
+    """An address that a sibling gives up later in the same call: macvlan_open answers EADDRINUSE until then."""
+    here = ports.stations_on(port.state, port.netdev.name)
+    later = ports.in_order(stations)
+    for name in ports.in_order(stations):
+        later = later[1:]
+        holder = next((other for other in later if other in here and here[other].up and here[other].address == stations[name]["mac"]), None)
+        if holder and stations[name]["up"]:
+            reason = f"{name} cannot have the MAC {stations[name]['mac']} yet: {holder} has the MAC {stations[name]['mac']} now, and changes after it."
+            yield port.wrong(reason, f"Name {holder} first; for two that exchange theirs, give one of them another address in a call before.")
 
 
 def _offload(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
@@ -148,6 +183,8 @@ def _offload(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[
     wished_on = must or port.wish["offload"]
     if features["fixed"] and features["on"] != wished_on:
         yield port.wrong(*_fixed(port, features["on"]))
+    elif must and "unproven" in port.facts:
+        yield port.wrong(f"which of its stations are in hardware cannot be read: {port.facts['unproven']}.", "Mend that, or set require_offload to false.")
     elif must and port.netdev.xdp:
         # ixgbe_fwd_add and i40e_fwd_add.
         yield port.wrong(f"an XDP program is on {port.netdev.name} ({port.netdev.xdp}), and drivers give no pools beside one.", "Take it off (ip link set dev PORT xdp off), or set require_offload to false.")

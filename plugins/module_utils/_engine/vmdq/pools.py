@@ -53,7 +53,9 @@ def position(state: State, function: Function) -> int:
 def check(port: Port, wanted: int, named: Collection[str]) -> list[Refusal]:
     """Are there pools for this many stations, beside those of others on the port? `named` are the wish's own stations, and those that go."""
     state, pf, lower = port.state, port.pf, port.netdev.name
-    stale = ports.stale(port, ports.wished_stations(port))
+    stations = ports.wished_stations(port)
+    # Pools that are of the wish's own stations, and do not show as that.
+    stale = ports.stale(port, stations) + ports.away(port, stations)
     limit, others = capacity(state, pf), ports.others(state, pf, lower, named, stale)
     layout = of_driver(pf).layouts.get(port.wish.get("layout") or "")
     if layout is not None and wanted + others > layout:

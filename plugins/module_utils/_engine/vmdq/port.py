@@ -88,7 +88,7 @@ def in_hardware(state: State, address: str, lower: str) -> dict[str, bool]:
     the port's queues belong to at least as many pools as stations claim one."""
     facts = facts_of(state, address)
     stations = stations_on(state, lower)
-    on = bool(facts.get("features", {}).get("on"))
+    on = bool(facts.get("features", {}).get("on")) and "unproven" not in facts
     claim = {name for name, n in stations.items() if on and n.up and n.mode not in IN_SOFTWARE and n.address not in facts.get("fdb", ())}
     proven = len(claim) <= facts.get("pools", 0)
     return {name: proven and name in claim for name in stations}
@@ -126,6 +126,11 @@ def auto_mac(state: State, pf: Function, name: str) -> str:
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
+def in_order(stations: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The order of their steps: those that give a pool back come before those that need one."""
+    return sorted(stations, key=lambda name: bool(stations[name]["up"]))
+
+
 def hardware_wished(stations: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those that are to have a pool."""
     return [station for station in stations if station["up"] and station["mode"] not in IN_SOFTWARE]
@@ -150,6 +155,22 @@ def others(state: State, pf: Function, lower: str, but: Collection[str] = (), st
     named = sum(yes for name, yes in inside.items() if name in but)
     held: int = facts_of(state, pf.address).get("pools", 0) - stale
     return max(held, sum(inside.values())) - named
+
+
+def elsewhere(state: State, address: str, name: str) -> str | None:
+    """Who has a station of this name in a network namespace of his own."""
+    return next((user.who for user in (state.users or {}).get(address, ()) if user.rides == name), None)
+
+
+def away(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many pools that show by their queues alone may be those of stations that were declared and went into another namespace. Who is
+    there is looked for only where a call has something to do (users.py); until then each of them may be."""
+    here = stations_on(port.state, port.netdev.name)
+    gone = [name for name in ours(port.entry) if name in stations and name not in here]
+    if port.state.users is not None:
+        gone = [name for name in gone if elsewhere(port.state, port.pf.address, name)]
+    hidden: int = port.facts.get("pools", 0) - sum(in_hardware(port.state, port.pf.address, port.netdev.name).values())
+    return min(len(gone), max(hidden, 0))
 
 
 def stale(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> int:

@@ -56,12 +56,15 @@ def _counts(text: str) -> dict[str, int]:
 
 
 def fdb(host: Host) -> dict[str, frozenset[str]]:
-    """Port -> the addresses that it listens to for others in software: those of stations without a pool are among them."""
-    code, out, _err = host.run(["bridge", "-j", "fdb", "show"])
+    """Port -> the addresses that it listens to for others in software: those of stations without a pool are among them. EngineError where nobody
+    can say: without it a station in software looks like one in hardware."""
+    code, out, err = host.run(["bridge", "-j", "fdb", "show"])
     try:
-        entries = json.loads(out) if code == 0 else []
+        entries = json.loads(out) if code == 0 else None
     except ValueError:
-        entries = []
+        entries = None
+    if entries is None:
+        raise EngineError(f"bridge -j fdb show: {' '.join(err.split()) or f'exit status {code}'}")
     found: dict[str, set[str]] = {}
     for entry in entries:
         if "self" in entry.get("flags", ()) and entry.get("state") == "permanent":
@@ -84,6 +87,9 @@ def of_ports(host: Host, state: State, wanted: Mapping[str, frozenset[str]]) -> 
     for address, parts in wanted.items():
         netdev = port.netdev_of(state, state.functions[address]) if address in state.functions else None
         if netdev is None:
+            if "pools" in parts and address in state.functions:
+                # The parameter is a file's, whether or not the driver is there.
+                found[address] = parameter(host, state.functions[address])
             continue
         module = drivers.module_of(state.functions[address].driver or "")
         facts: dict[str, Any] = {"parameter": host.files.attr(f"{modprobe.SYS}/{module}/parameters/{PARAMETER}")}
@@ -91,8 +97,11 @@ def of_ports(host: Host, state: State, wanted: Mapping[str, frozenset[str]]) -> 
             facts["features"] = features(host, netdev.name)
             facts["pools"] = pools(host.files, netdev.name)
             if facts["pools"] or port.stations_on(state, netdev.name):
-                table = fdb(host) if table is None else table
-                facts["fdb"] = table.get(netdev.name, frozenset())
+                try:
+                    table = fdb(host) if table is None else table
+                    facts["fdb"] = table.get(netdev.name, frozenset())
+                except EngineError as error:
+                    facts["unproven"] = str(error)
         if "queues" in parts:
             facts["queues"] = queues(host, netdev.name)
         if "pools" in parts:

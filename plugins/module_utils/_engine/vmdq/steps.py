@@ -14,6 +14,7 @@ from .. import link
 from ..errors import EngineError
 from ..host import Host
 from . import reading
+from .port import KINDS
 
 Args = Mapping[str, Any]
 
@@ -75,7 +76,11 @@ def _set_offload(host: Host, args: Args, on: bool) -> bool:
 def set_station(host: Host, args: Args) -> None:
     """Make a station, change it or take it away; none of the others is touched."""
     lower, name, wanted = link.netdev_now(host, args), args["name"], args["to"]
-    _batch(host, lines(lower, name, _look(host, name), wanted, args["again"]))
+    before = _look(host, name)
+    if before and (before["kind"] not in KINDS or before["lower"] != lower):
+        # Between the plan and this step: what has the name now is not ours to change, least of all to take away.
+        raise EngineError(f"{name} is something else by now{' (a ' + before['kind'] + ')' if before['kind'] else ''}, and was left alone. Run again.")
+    _batch(host, lines(lower, name, before, wanted, args["again"]))
     now = _look(host, name)
     if wanted is None:
         if now:

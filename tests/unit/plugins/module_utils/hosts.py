@@ -118,7 +118,7 @@ def stations() -> SimKernel:
     )):
         sim.add(Pci(address, ids, "020000", parent=f"/sys/devices/pci0000:{address[5:7]}", numa_node=0, total_vfs=vfs, offset=128, stride=2,
                     vf_ids="8086:1515" if vfs else "", ifname=ifname, mac=f"52:54:00:00:0b:0{number}"))
-    sim_vmdq.add(sim, IXGBE, 63, with_vfs=True, max_queues={"combined": 63})
+    sim_vmdq.add(sim, IXGBE, 63, with_vfs=True, max_queues={"combined": 63}, beside_pools=4)
     sim_vmdq.add(sim, I40E, 2, max_queues={"combined": 64})
     sim_vmdq.add(sim, DOUBLE, 3, by_parameter="vmdqsim")
     return sim.power_on("root=UUID=1d9f ro console=ttyS0 intel_iommu=on quiet")

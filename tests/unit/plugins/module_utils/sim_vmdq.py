@@ -37,6 +37,9 @@ class Port:
     by_parameter: str = ""
     #: VFs draw on the same pools (ixgbe_fwd_add).
     with_vfs: bool = False
+    #: How many combined queues the port has at most once a pool was given, until the feature is off (ixgbe_max_channels); 0: as before.
+    beside_pools: int = 0
+    laid_out: bool = False
 
 
 @dataclass
@@ -92,7 +95,7 @@ def boot(sim: SimKernel) -> None:
         del sim.nets[name]
     sim.vmdq.lists.clear()
     for port in sim.vmdq.ports.values():
-        port.on, port.queues = False, dict.fromkeys(port.queues, 2)
+        port.on, port.laid_out, port.queues = False, False, dict.fromkeys(port.queues, 2)
         port.held.clear()
 
 
@@ -102,7 +105,7 @@ def port_goes(sim: SimKernel, netdev: str) -> None:
         _del(sim, name)
     port = _port(sim, netdev)
     if port:
-        port.on, port.queues = False, dict.fromkeys(port.queues, 2)
+        port.on, port.laid_out, port.queues = False, False, dict.fromkeys(port.queues, 2)
         port.held.clear()
 
 
@@ -123,6 +126,7 @@ def _open(sim: SimKernel, name: str) -> None:
         free = [number for number in range(1, _capacity(sim, lower, port) + 1) if number not in used]
         if free:
             port.held[free[0]] = name
+            port.laid_out = True
             return
     sim.vmdq.lists.setdefault(lower, {})[name] = net.mac
 
@@ -139,7 +143,8 @@ def _stop(sim: SimKernel, name: str) -> None:
 
 
 def _del(sim: SimKernel, name: str) -> None:
-    if sim.nets[name].up:
+    # `ip link del` takes a bridge away as readily.
+    if sim.nets[name].kind in KINDS and sim.nets[name].up:
         _stop(sim, name)
     del sim.nets[name]
 
@@ -274,16 +279,20 @@ def _fdb(sim: SimKernel) -> list[dict[str, Any]]:
 def _channels(port: Port | None) -> tuple[int, str, str]:
     if port is None:
         return 1, "", "netlink error: Operation not supported\n"
+    most = port.beside_pools if port.laid_out and port.beside_pools else None
+    limits = {kind: min(number, most or number) for kind, number in port.max_queues.items()}
+    now = {kind: min(number, most or number) for kind, number in port.queues.items()}
 
     def lines(values: dict[str, int]) -> str:
         names = (("RX", "rx"), ("TX", "tx"), ("Other", "other"), ("Combined", "combined"))
         return "".join(f"{shown}:\t\t{values.get(key, 'n/a')}\n" for shown, key in names)
 
-    return 0, f"Channel parameters:\nPre-set maximums:\n{lines(port.max_queues)}Current hardware settings:\n{lines(port.queues)}", ""
+    return 0, f"Channel parameters:\nPre-set maximums:\n{lines(limits)}Current hardware settings:\n{lines(now)}", ""
 
 
 def _set_channels(port: Port, wanted: dict[str, int]) -> tuple[int, str, str]:
-    if any(number > port.max_queues.get(kind, 0) for kind, number in wanted.items()):
+    most = port.beside_pools if port.laid_out and port.beside_pools else max(port.max_queues.values())
+    if any(number > min(most, port.max_queues.get(kind, 0)) for kind, number in wanted.items()):
         return 1, "", "netlink error: requested channel count exceeds maximum\n"
     port.queues.update(wanted)
     return 0, "", ""
@@ -298,5 +307,6 @@ def _set_feature(sim: SimKernel, netdev: str, port: Port, on: bool) -> tuple[int
             if name in sim.nets:
                 sim.vmdq.lists.setdefault(netdev, {})[name] = sim.nets[name].mac
         port.held.clear()
+        port.laid_out = False
     port.on = on
     return 0, "", ""

@@ -358,7 +358,7 @@ def test_absent_leaves_it_as_it_was():
     call(sim, vmdq=[at(DOUBLE, queues={"combined": 4}, stations=TWO, pools=4)])
     call(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv2"}])])
     done = converged(sim, vmdq=[at(DOUBLE, state="absent")])
-    assert kinds(done) == ["set_station", "set_queues", "set_offload", "set_module_options"]
+    assert kinds(done) == ["set_station", "set_offload", "set_queues", "set_module_options"]
     assert sim.snapshot()["vmdq"] == before["vmdq"] and sim.files.get("/etc/iovirt/vmdq.json") is None
 
 
