@@ -6,7 +6,7 @@
     python3 engine_on_host.py '[["iommu", {"mode": "passthrough"}], ["kernel_cmdline", {"present": ["a=b"]}]]'
 
 It says `begun` when Python has loaded everything, and prints a line with the result of each call. A result is what the
-module would return: changed, actions, reboot_required, msg and failed.
+module would return: changed, actions, reboot_required, msg and failed. `"check": true` in a wish is check mode.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from _engine.resources.kernel_cmdline import wish_of
 
 
 def call(host: Host, name: str, wish: dict[str, Any]) -> dict[str, Any]:
-    who = engine.Call(who="boot test")
+    who = engine.Call(check=wish.pop("check", False), who="boot test")
     try:
         if name == "iommu":
             prove = wish.pop("prove", False)

@@ -50,12 +50,12 @@ KERNELS["uki"] = KERNELS["systemd-boot"]
 
 
 def changed(lab: Any, **wish: Any) -> None:
-    """Announced in check mode, done, both by Ansible, and nothing left to do."""
+    """Announced in check mode, done, and nothing left to do."""
     before = lab.boot_files()
-    announced = lab.module("iommu", check=True, **wish)
+    announced = lab.call("iommu", check=True, **wish)
     assert not announced["failed"], announced
     assert lab.boot_files() == before
-    done: dict[str, Any] = lab.module("iommu", **wish)
+    done: dict[str, Any] = lab.call("iommu", **wish)
     assert not done["failed"], done
     assert done["actions"] == announced["actions"]
     assert done["changed"] and done["reboot_required"]
@@ -92,7 +92,7 @@ def test_off_to_passthrough_also_for_a_kernel_installed_before_the_reboot(lab: A
     lab.reboot()
     assert "iommu=pt" in lab.words()
     assert lab.group_types() == {"identity"}
-    proof = lab.module("iommu", mode="passthrough", prove=True)
+    proof = lab.call("iommu", mode="passthrough", prove=True)
     assert (proof["failed"], proof["changed"], proof["reboot_required"]) == (False, False, False)
     if another:
         assert NEW_KERNEL in lab.shell(booted)
@@ -194,7 +194,7 @@ def test_a_tool_that_only_complains_is_no_failure(lab: Any) -> None:
 
 
 def test_and_off_with_the_same_bytes(lab: Any) -> None:
-    done = lab.module("iommu", state="absent")
+    done = lab.call("iommu", state="absent")
     assert not done["failed"] and done["changed"]
     nothing_left(lab, "iommu", state="absent")
     assert lab.boot_files() == lab.start_files
