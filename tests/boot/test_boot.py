@@ -120,7 +120,7 @@ def test_passthrough_to_translated(lab: Any) -> None:
     lab.reboot()
     assert "iommu=pt" not in lab.words()
     running = lab.shell("cat /proc/cmdline")
-    assert QUOTED in running or f'"{QUOTED.replace(chr(34), "")}"' in running
+    assert any(form in running for form in FORMS)
     assert "drivers/pci/pci.c" in lab.shell("grep '=p' /proc/dynamic_debug/control || true")
     assert not nothing_left(lab, "kernel_cmdline", present=[QUOTED])["reboot_required"]
     assert not lab.engine(("kernel_cmdline", {"release": ["dyndbg"]}))[0]["failed"]
@@ -129,6 +129,8 @@ def test_passthrough_to_translated(lab: Any) -> None:
 
 
 QUOTED = 'dyndbg="file drivers/pci/pci.c +p; file drivers/pci/probe.c +p"'
+#: As it was written, and as GRUB hands it on.
+FORMS = (QUOTED, f'"{QUOTED.replace(chr(34), "")}"')
 
 BAD = [
     ({"present": ["a\nb"]}, "line break"),
@@ -164,8 +166,16 @@ WRONG = {
 WRONG["uki"] = WRONG["systemd-boot"]
 
 
+def next_words(lab: Any) -> list[str]:
+    """Those of the running kernel, but for the quoted parameter: it is released already, and goes with the next boot."""
+    text = str(lab.shell("cat /proc/cmdline"))
+    for form in FORMS:
+        text = text.replace(form, "")
+    return text.split()
+
+
 def test_bad_input_changes_nothing_and_it_boots_with_what_it_had(lab: Any) -> None:
-    before, words = lab.boot_files(), lab.words()
+    before, words = lab.boot_files(), next_words(lab)
     for (wish, said), result in zip(BAD, lab.engine(*(("kernel_cmdline", wish) for wish, _said in BAD))):
         assert result["failed"] and said in result["msg"], (wish, result)
     for wrong, right, said in [*WRONG[LOADERS[lab.flavour]], NIXOS]:
