@@ -24,7 +24,7 @@ from iovirt_engine.errors import EngineError
 from iovirt_engine.guards import before_unbind
 from iovirt_engine.host import FileSystem, Host, run_command
 from iovirt_engine.resources.common import Options
-from snapshot_on_host import netlink, snapshot
+from snapshot_on_host import netlink, settle, snapshot
 
 DEVICES = "/sys/bus/pci/devices"
 HOST = Host(files=FileSystem("/"), run=run_command, environment=os.environ)
@@ -331,6 +331,7 @@ def main():
     try:
         at_rest()
         still()
+        settle()
         start = snapshot()
         for name, (scene, wishes) in SCENES.items():
             if not wanted or name in wanted:
@@ -340,6 +341,7 @@ def main():
         # Modules that a scene needed stay loaded.
         at_rest()
         still()
+        settle()
         tell("left behind", [], [line for line in differing(start, snapshot()) if " module " not in line])
         tell("names", [json.dumps(NAMES)])
     finally:
