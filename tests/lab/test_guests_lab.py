@@ -213,7 +213,8 @@ def state_of_vfs(lab: Any) -> str:
     """By lspci, sysfs and ip: driver, override, MAC and VLAN of the VFs of igb that are in the pool. Another one may have a driver of the
     host, which makes up a MAC at each boot."""
     text: str = lab.shell(
-        f"for p in {lab.near} {lab.far}; do ip link show $p | grep -o 'vf [01] .*'; for v in /sys/class/net/$p/device/virtfn*; do a=$(basename $(readlink $v)); "
+        f"for p in {lab.near} {lab.far}; do ip link show $p | grep -o 'vf [01] .*'; "
+        "for v in /sys/class/net/$p/device/virtfn*; do a=$(basename $(readlink $v)); "
         "echo $a $(cat $v/driver_override) $(lspci -ks $a | sed -n 's/.*in use: //p'); done; done"
     )
     return text

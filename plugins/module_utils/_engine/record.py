@@ -81,6 +81,8 @@ def _wrong_vmdq(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
         yield from _typed(station, _OF_STATION, f"origin.stations.{name}")
         lacking = [key for key in ("kind", "mac", "mode", "mtu", "up") if isinstance(station, dict) and station.get(key) is None]
         yield from (f"origin.stations.{name}.{key}" for key in lacking)
+
+
 def _wrong_mdev(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
     devices = wish.get("devices")
     if not isinstance(devices, list):

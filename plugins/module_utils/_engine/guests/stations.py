@@ -64,7 +64,8 @@ def _port(state: State, item: Mapping[str, Any]) -> tuple[str, tuple[str, str] |
         return address, (f"whether {parent} can offload stations cannot be read: {features['error']}.", "Install ethtool, or take the model macvtap.")
     if not features.get("on"):
         said = "off [fixed]" if features.get("fixed") else "off"
-        return address, (f"{reading.FEATURE} of {parent} is {said}, so a station of it would be forwarded in software.", "Switch it on (offload: true in vmdq_devices), or take the model macvtap.")
+        reason = f"{reading.FEATURE} of {parent} is {said}, so a station of it would be forwarded in software."
+        return address, (reason, "Switch it on (offload: true in vmdq_devices), or take the model macvtap.")
     return address, None
 
 

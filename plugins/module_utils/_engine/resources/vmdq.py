@@ -455,7 +455,10 @@ def _return_queues(result: Plan, port: Port, before: Mapping[str, int]) -> None:
     most = port.facts.get("queues", {}).get("max", {})
     crowded = {kind for kind, number in before.items() if not off and number > most.get(kind, number)}
     for kind in sorted(crowded):
-        result.warnings.append(f"{port.pf.address}: its {kind} queues stay as they are: {port.netdev.name} has room for {most[kind]} now, and had {before[kind]}.")
+        result.warnings.append(
+            f"{port.pf.address}: its {kind} queues stay as they are: {port.netdev.name} has room for {most[kind]} now, "
+            f"and had {before[kind]}."
+        )
     _plan_queues(result, port, {kind: number for kind, number in before.items() if kind not in crowded})
 
 

@@ -64,7 +64,8 @@ def _words(port: Port) -> Iterator[Refusal]:
     for station in port.wish.get("stations") or []:
         name = station["name"]
         if not _NAME.fullmatch(name) or name in _RESERVED:
-            yield port.wrong(f"{name!r} is no name of a network device.", "It has 15 characters of ASCII at most, none of them a blank, a quote or one of / : % # \\, and is not 'all' or 'default'.")
+            reason = f"{name!r} is no name of a network device."
+            yield port.wrong(reason, "It has 15 characters of ASCII at most, none of them a blank, a quote or one of / : % # \\, and is not 'all' or 'default'.")
         if name in seen:
             yield port.wrong(f"the station {name} is named twice.", "Name each station once.")
         seen.add(name)
@@ -113,7 +114,10 @@ def _queues_beside(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Ite
     wanted = len(ports.hardware_wished(stations.values())) if port.requires else 0
     limit = next((queues for most, queues in pools.of_driver(port.pf).queues if wanted <= most), None)
     if number is not None and wanted and limit is not None and number > limit:
-        reason = f"{number} combined queues cannot stay beside {wanted} station{'' if wanted == 1 else 's'} in hardware: with {port.pf.driver} the port then has {limit} at most."
+        reason = (
+            f"{number} combined queues cannot stay beside {wanted} station{'' if wanted == 1 else 's'} in hardware: with "
+            f"{port.pf.driver} the port then has {limit} at most."
+        )
         yield port.wrong(reason, "Correct the number, or name fewer stations.")
 
 
@@ -136,7 +140,8 @@ def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator
     alone = [name for name, station in stations.items() if station["mode"] == "passthru"]
     going = set(ports.ours(port.entry)) - set(stations)
     if alone and len({*stations, *here} - going) > 1:
-        yield port.wrong(f"{alone[0]}: a station in the mode passthru is the only one of its port (the kernel answers EINVAL).", "Name it alone, or choose another mode.")
+        reason = f"{alone[0]}: a station in the mode passthru is the only one of its port (the kernel answers EINVAL)."
+        yield port.wrong(reason, "Name it alone, or choose another mode.")
 
 
 def _macs(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
@@ -173,7 +178,8 @@ def _offload(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[
     must = bool(port.requires and wanted)
     features = port.facts.get("features", {})
     if must and port.wish.get("offload") is False:
-        yield port.wrong("offload is false, and require_offload is not: no station can be in hardware so.", "Leave offload out, or set require_offload to false.")
+        reason = "offload is false, and require_offload is not: no station can be in hardware so."
+        yield port.wrong(reason, "Leave offload out, or set require_offload to false.")
         return
     if not must and port.wish.get("offload") is None:
         return
@@ -187,7 +193,8 @@ def _offload(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[
         yield port.wrong(f"which of its stations are in hardware cannot be read: {port.facts['unproven']}.", "Mend that, or set require_offload to false.")
     elif must and port.netdev.xdp:
         # ixgbe_fwd_add and i40e_fwd_add.
-        yield port.wrong(f"an XDP program is on {port.netdev.name} ({port.netdev.xdp}), and drivers give no pools beside one.", "Take it off (ip link set dev PORT xdp off), or set require_offload to false.")
+        reason = f"an XDP program is on {port.netdev.name} ({port.netdev.xdp}), and drivers give no pools beside one."
+        yield port.wrong(reason, "Take it off (ip link set dev PORT xdp off), or set require_offload to false.")
     elif must:
         named = {*stations, *ports.ours(port.entry)}
         yield from pools.check(port, len(wanted), named)

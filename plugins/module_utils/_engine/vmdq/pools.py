@@ -63,7 +63,10 @@ def check(port: Port, wanted: int, named: Collection[str]) -> list[Refusal]:
         return [port.wrong(reason, "Name fewer stations, or a layout with more.")]
     if limit is None or wanted + others <= limit:
         return []
-    reason = f"{wanted} stations{_beside(port, others, named)} are more than {lower} has pools for ({limit}): the kernel would forward the rest in software without a word."
+    reason = (
+        f"{wanted} stations{_beside(port, others, named)} are more than {lower} has pools for ({limit}): the kernel would "
+        "forward the rest in software without a word."
+    )
     return [port.wrong(reason, "Name fewer stations, or set require_offload to false.")]
 
 

@@ -969,7 +969,8 @@ class SimKernel:
         if argv[0] == "ip" and not self.devlink.has_port(argv):
             return sim_ip.batch(self, data if "-batch" in argv else " ".join(argv[1:]))
         answer = self.virt.run(argv, data) if self.virt else None
-        answer = answer or sim_vmdq.run(self, argv) or sim_params.run(self, argv) or sim_modules.run(self, argv) or self.devlink.run(argv) or self.mdev.run(argv) or self.vgpu.run(argv)
+        answer = answer or sim_vmdq.run(self, argv) or sim_params.run(self, argv) or sim_modules.run(self, argv)
+        answer = answer or self.devlink.run(argv) or self.mdev.run(argv) or self.vgpu.run(argv)
         if answer is not None:
             self._tree = None
             return answer
