@@ -65,7 +65,8 @@ def _words(port: Port) -> Iterator[Refusal]:
         name = station["name"]
         if not _NAME.fullmatch(name) or name in _RESERVED:
             reason = f"{name!r} is no name of a network device."
-            yield port.wrong(reason, "It has 15 characters of ASCII at most, none of them a blank, a quote or one of / : % # \\, and is not 'all' or 'default'.")
+            way_out = "It has 15 characters of ASCII at most, none of them a blank, a quote or one of / : % # \\, and is not 'all' or 'default'."
+            yield port.wrong(reason, way_out)
         if name in seen:
             yield port.wrong(f"the station {name} is named twice.", "Name each station once.")
         seen.add(name)
