@@ -162,6 +162,8 @@ def undo_reload(host: Host, args: Args) -> None:
     if _set_params(host, args, "from"):
         _do(host, ["devlink", "dev", "reload", sysfs.devlink(args["address"])])
     _bring_back(host, args)
+    if args["netdev"] and args.get("offload") is not None:
+        _set_offload(host, args, args["offload"])
 
 
 def _set_params(host: Host, args: Args, which: str) -> bool:

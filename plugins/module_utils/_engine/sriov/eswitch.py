@@ -68,6 +68,9 @@ def _facts(
         found["named"] = sorted({param["name"] for param in wish["devlink_params"]})
     if "hw_tc_offload" in keys and function.netdevs:
         found["hw_tc_offload"] = devlink.tc_offload(host, function.netdevs[0])
+    elif "devlink_params" in keys and function.netdevs:
+        # Nobody wishes it, but a reload loses it: its undo puts it back.
+        found["offload_before"] = devlink.tc_offload(host, function.netdevs[0])
     return found
 
 
@@ -404,6 +407,7 @@ def _reload(port: Port, params: Sequence[Mapping[str, str]]) -> Action:
             "params": list(params),
             "netdev": netdevs[0].name if netdevs else None,
             "up": bool(netdevs) and netdevs[0].up,
+            "offload": (_facts_of(port).get("hw_tc_offload") or _facts_of(port).get("offload_before") or {}).get("on"),
         },
         before={_param_label(param): param["from"] for param in params},
         after={_param_label(param): param["to"] for param in params},

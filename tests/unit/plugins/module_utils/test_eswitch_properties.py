@@ -31,6 +31,7 @@ quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_heal
 
 #: Made once, as building a host takes longer than a copy of it.
 HOST = switches()
+FIRST = {"match": {"address": ["0000:a1:00.0"]}}
 
 PARAMS = {
     NSIM: [("max_macs", "driverinit", some.sampled_from([32, 64])), ("test1", "driverinit", some.booleans())],
@@ -112,3 +113,20 @@ def test_an_undo_restores(way, number):
     result = call(sim, sriov=[second])
     if address in result["failures"] or "host" in result["failures"]:
         assert parts(sim, address) == before, result["failures"]
+
+
+def test_the_undo_of_a_reload_puts_an_offload_back_that_nobody_wishes_now():
+    """The reload makes the port's network device anew, without it."""
+    first = {**FIRST, "vf_count": 1, "hw_tc_offload": True}
+    second = {**FIRST, "vf_count": 0, "devlink_params": [{"name": "enable_roce", "cmode": "driverinit", "value": False}]}
+    failed = 0
+    for number in range(1, 30):
+        sim = copy.deepcopy(HOST)
+        call(sim, sriov=[first])
+        before = copy.deepcopy(parts(sim, FIRST["match"]["address"][0]))
+        sim.fail_at = len(sim.log) + number
+        result = call(sim, sriov=[second])
+        if result["failures"]:
+            failed += 1
+            assert parts(sim, FIRST["match"]["address"][0]) == before, result["failures"]
+    assert failed > 5
