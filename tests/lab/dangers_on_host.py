@@ -24,7 +24,7 @@ from iovirt_engine.errors import EngineError
 from iovirt_engine.guards import before_unbind
 from iovirt_engine.host import FileSystem, Host, run_command
 from iovirt_engine.resources.common import Options
-from snapshot_on_host import netlink, settle, snapshot
+from snapshot_on_host import settle, snapshot
 
 DEVICES = "/sys/bus/pci/devices"
 HOST = Host(files=FileSystem("/"), run=run_command, environment=os.environ)
@@ -44,18 +44,6 @@ def replaying():
 def at_rest():
     """What came of the scene before is over: links are up, and the replays that udev started have ended."""
     wait_for(lambda: all(carrier(name) for name in (P1, P2, A, B)) and not replaying(), 60)
-
-
-def still():
-    """A link that came up gets addresses and routes some time after: until nothing moves any more."""
-    last = ""
-    for _round in range(40):
-        now = "\n".join(netlink())
-        if now == last:
-            return
-        last = now
-        time.sleep(0.5)
-    raise RuntimeError("the network does not come to rest")
 
 
 def wait_for(condition, limit=15):
@@ -290,7 +278,7 @@ def play(name, scene, wishes):
     try:
         at_rest()
         with scene():
-            still()
+            settle(pause=0.5)
             before = snapshot()
             answers = [ask(wishes, check) for check in (True, False)]
             tell(name, answers, differing(before, snapshot()))
@@ -330,7 +318,6 @@ def main():
     sh(f"{sysctl}0; for n in {P1} {P2} {A} {B}; do sysctl -qw net.ipv6.conf.$n.accept_dad=0; done")
     try:
         at_rest()
-        still()
         settle()
         start = snapshot()
         for name, (scene, wishes) in SCENES.items():
@@ -340,7 +327,6 @@ def main():
             disks()
         # Modules that a scene needed stay loaded.
         at_rest()
-        still()
         settle()
         tell("left behind", [], [line for line in differing(start, snapshot()) if " module " not in line])
         tell("names", [json.dumps(NAMES)])

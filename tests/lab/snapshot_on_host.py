@@ -76,9 +76,10 @@ def netlink():
             yield f"ip {family}: " + PASSING_WORDS.sub("", line)
 
 
-def settle(limit=20.0):
-    """Wait until the network is at rest. A port that a test before has used gets its carrier, and then its addresses and their
-    routes, seconds later, by the kernel alone: the route of an address comes when it is known to be unique."""
+def settle(pause=1.5, limit=20.0):
+    """Wait until the network is at rest: the same twice with a pause between. A port that a test before has used gets its carrier,
+    and then its addresses and their routes, seconds later, by the kernel alone: the route of an address comes when it is known to
+    be unique."""
     end = time.monotonic() + limit
     before = None
     while time.monotonic() < end:
@@ -87,7 +88,7 @@ def settle(limit=20.0):
         if now == before and not re.search(r" (tentative|optimistic)\b", shown):
             return
         before = now
-        time.sleep(1.5)
+        time.sleep(pause)
 
 
 def _modules():

@@ -155,6 +155,7 @@ def reload(host: Host, args: Args) -> None:
         host.run(["devlink", "dev", "reload", sysfs.devlink(args["address"])])
         raise
     _bring_back(host, args)
+    _keep_offload(host, args)
 
 
 def undo_reload(host: Host, args: Args) -> None:
@@ -162,6 +163,11 @@ def undo_reload(host: Host, args: Args) -> None:
     if _set_params(host, args, "from"):
         _do(host, ["devlink", "dev", "reload", sysfs.devlink(args["address"])])
     _bring_back(host, args)
+    _keep_offload(host, args)
+
+
+def _keep_offload(host: Host, args: Args) -> None:
+    """hw-tc-offload as it was before the reload, which starts with the driver's own setting: what nobody wishes stays as it is."""
     if args["netdev"] and args.get("offload") is not None:
         _set_offload(host, args, args["offload"])
 

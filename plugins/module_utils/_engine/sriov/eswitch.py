@@ -69,7 +69,7 @@ def _facts(
     if "hw_tc_offload" in keys and function.netdevs:
         found["hw_tc_offload"] = devlink.tc_offload(host, function.netdevs[0])
     elif "devlink_params" in keys and function.netdevs:
-        # Nobody wishes it, but a reload loses it: its undo puts it back.
+        # Nobody wishes it, but a reload loses it: the step puts it back, and so does its undo.
         found["offload_before"] = devlink.tc_offload(host, function.netdevs[0])
     return found
 

@@ -319,6 +319,13 @@ def test_driverinit_takes_a_reload_around_which_everything_comes_back():
     assert (now.running, now.mode, now.offload, now.reloads) == ({"max_macs": 32, "test1": True}, "legacy", False, 2)
 
 
+def test_a_reload_keeps_an_offload_that_nobody_wishes():
+    sim = switches()
+    instance(sim, NSIM).offload = True
+    converged(sim, sriov=[at(NSIM, devlink_params=[param("max_macs", 64, "driverinit")])])
+    assert (instance(sim, NSIM).reloads, instance(sim, NSIM).offload) == (1, True)
+
+
 def test_a_reload_is_guarded_as_it_takes_the_network_device():
     sim = switches()
     sim.nets["enp161s0f0np0"] = Net(addresses=["192.0.2.1"])
