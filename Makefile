@@ -57,7 +57,7 @@ lab-down: ## end every lab host
 	@lab/lab down
 
 lab-status: ## what runs, and how to log in
-	@lab/lab status
+	@lab/lab list
 
 lab-ssh: ## log in to the lab host
 	@lab/lab ssh
