@@ -77,10 +77,12 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
     flavours = len(CHOSEN)
     quick = QUICK
 
-    def __init__(self, folder: Path, flavour: str) -> None:
+    def __init__(self, folder: Path, flavour: str, name: str = "", machine: tuple[str, ...] = ()) -> None:
         super().__init__(folder)
         self.flavour = flavour
-        self.name = f"{PREFIX}-{flavour}"
+        self.name = f"{PREFIX}-{name or flavour}"
+        #: What its machine has more or less than the usual one: arguments of `lab up`.
+        self.machine = machine
         lab_module.NAME = self.name
 
     def hang_up(self) -> None:
@@ -91,7 +93,7 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
 
     def up(self) -> None:
         self.hang_up()
-        words = ["up", self.name, "--wait", "--timeout", str(BOOT_LIMIT), *FLAVOURS[self.flavour]]
+        words = ["up", self.name, "--wait", "--timeout", str(BOOT_LIMIT), *FLAVOURS[self.flavour], *self.machine]
         self.lab(*words, limit=BOOT_LIMIT + 3600)
         self.inventory.write_text(self.lab("inventory", self.name))
 
@@ -157,10 +159,15 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
 
     def engine(self, *calls: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """What came of each call."""
-        out, err = self.begin(*calls).communicate(timeout=RUN_LIMIT * len(calls))
+        return self.ended(self.begin(*calls), len(calls))[0]
+
+    @staticmethod
+    def ended(child: subprocess.Popen[str], calls: int) -> tuple[list[dict[str, Any]], str]:
+        """What came of each call that was begun, and what the process said of its writes."""
+        out, err = child.communicate(timeout=RUN_LIMIT * calls)
         results: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines()]
-        assert len(results) == len(calls), (out, err)
-        return results
+        assert len(results) == calls, (out, err)
+        return results, err
 
     def call(self, name: str, **arguments: Any) -> dict[str, Any]:
         """By Ansible, as a user would; in a slice with one of its hosts only, as its seconds are the same for each."""
@@ -186,7 +193,17 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
 
 @pytest.fixture(scope="module", params=CHOSEN)
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootLab]:
-    host = BootLab(tmp_path_factory.mktemp("boot"), request.param)
+    yield from started(BootLab(tmp_path_factory.mktemp("boot"), request.param))
+
+
+@pytest.fixture(scope="module", params=CHOSEN)
+def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootLab]:
+    """For what boots again and again: without the devices that are shared out, which no boot loader has a part in."""
+    folder = tmp_path_factory.mktemp("bare")
+    yield from started(BootLab(folder, request.param, f"bare-{request.param}", ("--bare", "--memory", "1G")))
+
+
+def started(host: BootLab) -> Iterator[BootLab]:
     host.up()
     host.shell(SHORT_BOOT)
     host.send_engine()
