@@ -37,6 +37,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--memory", default="3G", help="default: %(default)s")
     sub.add_argument("--cpus", type=int, default=2, help="default: %(default)s")
     sub.add_argument("--igb-ports", type=int, default=2, help="of 7 VFs each; default: %(default)s")
+    sub.add_argument(
+        "--bare",
+        action="store_true",
+        help="without the igb ports, the NVMe controller and the second node: it boots sooner",
+    )
     sub.add_argument("--wait", action="store_true", help="until ssh answers")
     sub.add_argument("--boot", choices=flavour.BOOTS, help="firmware and boot loader; default: grub-bios")
     sub.add_argument("--iommu", choices=sorted(IOMMUS), help="default: vtd")
@@ -78,7 +83,7 @@ def do_up(args: argparse.Namespace) -> int:
     kind = None
     if args.boot or args.iommu or args.suite:
         kind = hosts.Flavour(args.boot or flavour.DEFAULT, args.iommu or "vtd", args.suite or SUITE)
-    hosts.up(args.name, args.memory, args.cpus, args.igb_ports, args.wait, args.timeout, kind)
+    hosts.up(args.name, args.memory, args.cpus, args.igb_ports, args.wait, args.timeout, kind, args.bare)
     return 0
 
 

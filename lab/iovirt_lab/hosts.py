@@ -44,6 +44,8 @@ class Host:
     boot: str = flavour.DEFAULT
     iommu: str = "vtd"
     suite: str = SUITE
+    #: Without the devices that are shared out, and with one node: for what only boots again and again.
+    bare: bool = False
 
     def save(self) -> None:
         """Write it, whole or not at all."""
@@ -92,7 +94,14 @@ class Flavour:
 
 
 def up(
-    name: str, memory: str, cpus: int, igb_ports: int, wait: bool, limit: float, kind: Flavour | None = None
+    name: str,
+    memory: str,
+    cpus: int,
+    igb_ports: int,
+    wait: bool,
+    limit: float,
+    kind: Flavour | None = None,
+    bare: bool = False,
 ) -> None:
     """Start a host, unless it runs. One that was killed keeps its flavour; none may be named for it but its own."""
     folder_of(name)
@@ -116,6 +125,7 @@ def up(
             host = load(name)
         else:
             host = prepare(qemu, name, memory, cpus, igb_ports, kind)
+            host.bare = bare
             start(qemu, host)
     if wait:
         wait_until_up(host, limit)
@@ -168,6 +178,7 @@ def start(qemu: Qemu, host: Host) -> None:
 def machine_of(host: Host, chosen: str) -> Machine:
     """The host as QEMU has to know it."""
     machine = Machine(host.name, chosen, host.memory, host.cpus, host.port, host.igb_ports, iommu=host.iommu)
+    machine.devices = not host.bare
     machine.firmware = flavour.firmware_of(host.boot)
     machine.esps = {} if host.boot == flavour.DEFAULT else {host.boot: ("esp.qcow2", "qcow2")}
     machine.files = flavour.extra_files(host.boot)

@@ -4,6 +4,8 @@
 """Lab hosts with other boot loaders and another IOMMU. Each flavour has a host of its own, one at a time.
 
 IOVIRT_BOOT_FLAVOURS names the flavours to look at (tests/boot/run chooses); IOVIRT_BOOT_KEEP=1 leaves the last host up.
+IOVIRT_BOOT_BARE=1 takes machines without the devices that are shared out, and boots into a login alone: for a machine
+that is busy with other things. Firmware, boot loader, kernel and tools are the same.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 #: A slice: what shows most in few boots.
 QUICK = bool(os.environ.get("IOVIRT_BOOT_QUICK"))
+BARE = bool(os.environ.get("IOVIRT_BOOT_BARE"))
+#: What `lab up` is told then.
+BARE_MACHINE = ("--bare", "--memory", "1G")
 #: Flavour -> arguments of `lab up`.
 FLAVOURS = {
     "grub-bios": ["--boot", "grub-bios"],
@@ -57,6 +62,37 @@ AllowIsolate=yes
 END
 systemctl set-default short.target"""
 
+#: As little as a login takes once the root file system is there, for what boots thirty times: no generators, no udev, the
+#: address of QEMU's user network by hand. Firmware, boot loader, kernel, initramfs, the check of the root file system and
+#: systemd are as ever.
+BARE_BOOT = """set -e
+cat >/root/bare-boot <<'END'
+mount -o remount,rw /
+mount -a
+modprobe virtio_net
+for port in /sys/bus/virtio/drivers/virtio_net/virtio*/net/*; do
+    ip link set "${port##*/}" up
+    ip addr add 10.0.2.15/24 dev "${port##*/}"
+done
+mkdir -p /run/sshd
+exec /usr/sbin/sshd -D
+END
+cat >/etc/systemd/system/bare.target <<'END'
+[Unit]
+DefaultDependencies=no
+Requires=bare.service
+AllowIsolate=yes
+END
+cat >/etc/systemd/system/bare.service <<'END'
+[Unit]
+DefaultDependencies=no
+[Service]
+ExecStart=/bin/sh /root/bare-boot
+END
+mkdir -p /etc/systemd/system-generators
+for path in /usr/lib/systemd/system-generators/*; do ln -s /dev/null "/etc/systemd/system-generators/${path##*/}"; done
+systemctl set-default bare.target"""
+
 
 def _lab_module() -> Any:
     """The class that drives a lab host, from the tests that have one host."""
@@ -77,10 +113,12 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
     flavours = len(CHOSEN)
     quick = QUICK
 
-    def __init__(self, folder: Path, flavour: str) -> None:
+    def __init__(self, folder: Path, flavour: str, name: str = "", machine: tuple[str, ...] = ()) -> None:
         super().__init__(folder)
         self.flavour = flavour
-        self.name = f"{PREFIX}-{flavour}"
+        self.name = f"{PREFIX}-{name or flavour}"
+        #: What its machine has more or less than the usual one: arguments of `lab up`.
+        self.machine = machine
         lab_module.NAME = self.name
 
     def hang_up(self) -> None:
@@ -91,7 +129,7 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
 
     def up(self) -> None:
         self.hang_up()
-        words = ["up", self.name, "--wait", "--timeout", str(BOOT_LIMIT), *FLAVOURS[self.flavour]]
+        words = ["up", self.name, "--wait", "--timeout", str(BOOT_LIMIT), *FLAVOURS[self.flavour], *self.machine]
         self.lab(*words, limit=BOOT_LIMIT + 3600)
         self.inventory.write_text(self.lab("inventory", self.name))
 
@@ -157,10 +195,15 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
 
     def engine(self, *calls: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """What came of each call."""
-        out, err = self.begin(*calls).communicate(timeout=RUN_LIMIT * len(calls))
+        return self.ended(self.begin(*calls), len(calls))[0]
+
+    @staticmethod
+    def ended(child: subprocess.Popen[str], calls: int) -> tuple[list[dict[str, Any]], str]:
+        """What came of each call that was begun, and what the process said of its writes."""
+        out, err = child.communicate(timeout=RUN_LIMIT * calls)
         results: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines()]
-        assert len(results) == len(calls), (out, err)
-        return results
+        assert len(results) == calls, (out, err)
+        return results, err
 
     def call(self, name: str, **arguments: Any) -> dict[str, Any]:
         """By Ansible, as a user would; in a slice with one of its hosts only, as its seconds are the same for each."""
@@ -186,9 +229,23 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
 
 @pytest.fixture(scope="module", params=CHOSEN)
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootLab]:
-    host = BootLab(tmp_path_factory.mktemp("boot"), request.param)
+    folder = tmp_path_factory.mktemp("boot")
+    if BARE:
+        yield from started(BootLab(folder, request.param, machine=BARE_MACHINE), BARE_BOOT)
+    else:
+        yield from started(BootLab(folder, request.param))
+
+
+@pytest.fixture(scope="module", params=CHOSEN)
+def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootLab]:
+    """For what boots again and again: without the devices that are shared out, which no boot loader has a part in."""
+    folder = tmp_path_factory.mktemp("bare")
+    yield from started(BootLab(folder, request.param, f"bare-{request.param}", BARE_MACHINE), BARE_BOOT)
+
+
+def started(host: BootLab, short: str = SHORT_BOOT) -> Iterator[BootLab]:
     host.up()
-    host.shell(SHORT_BOOT)
+    host.shell(short)
     host.send_engine()
     yield host
     if not os.environ.get("IOVIRT_BOOT_KEEP"):
