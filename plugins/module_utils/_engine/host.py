@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -371,15 +372,33 @@ def _wait_for_child(child: int, limit: float) -> int | None:
     """How the child ended; None when it has not within limit seconds. It is then left to itself: a process that the
     kernel holds cannot be killed."""
     end = time.monotonic() + limit
-    pause = 0.001
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return status
-        if time.monotonic() >= end:
-            return None
-        time.sleep(pause)
-        pause = min(pause * 2, 0.02)
+    with _ending(child) as pause:
+        while True:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                return status
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            pause(left)
+
+
+@contextlib.contextmanager
+def _ending(child: int) -> Iterator[Callable[[float], Any]]:
+    """A pause that lasts until a child ends, or the seconds given. A kernel before 5.3 (pidfd_open(2)) cannot tell: there
+    it is a short one."""
+    try:
+        handle = os.pidfd_open(child)
+    except (AttributeError, OSError):
+        yield lambda left: time.sleep(min(left, 0.005))
+        return
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        # Milliseconds, and never none at all.
+        yield lambda left: poll.poll(int(left * 1000) + 1)
+    finally:
+        os.close(handle)
 
 
 def _child_write(real: str, data: str) -> None:
