@@ -135,9 +135,7 @@ def _read_variants(files: Files, functions: Mapping[str, Function], drivers: fro
         modalias = files.attr(f"{DEVICES}/{address}/modalias") or ""
         modaliases[address] = modalias
         if function.sriov and function.sriov.total:
-            # As its VFs will have it: the device ID of their own, the rest as the PF's.
-            vf_device = function.sriov.vf_device.upper().zfill(8)
-            modaliases[f"{address}/vf"] = modalias[:14] + vf_device + modalias[22:]
+            modaliases[f"{address}/vf"] = _modalias_of_vf(modalias, function.sriov)
     return aliases.variants(files, modaliases, drivers)
 
 
@@ -179,9 +177,24 @@ def _with_native(
         known = _has_own_driver(function) or (address, identity.ids(function)) in recorded
         if function.bus == sysfs.PCI and not known:
             modaliases[address] = host.files.attr(f"{DEVICES}/{address}/modalias") or ""
-    native = aliases.natives(host.files, host.natives, set(modaliases.values()) - {""}, drivers)
+    wanted = set(modaliases.values()) - {""}
+    if wanted:
+        # The table is read anyhow: with the VFs that a call may make, it need not be read again after it.
+        wanted |= _modaliases_to_come(host.files, functions)
+    native = aliases.natives(host.files, host.natives, wanted, drivers)
     found = {a: _native(function, recorded, native.get(modaliases.get(a, ""))) for a, function in functions.items()}
     return {a: function if function.native == found[a] else replace(function, native=found[a]) for a, function in functions.items()}
+
+
+def _modaliases_to_come(files: Files, functions: Mapping[str, Function]) -> set[str]:
+    ports = [f for f in functions.values() if f.bus == sysfs.PCI and f.sriov and f.sriov.total and not f.sriov.vfs]
+    known = [(files.attr(f"{DEVICES}/{f.address}/modalias") or "", f.sriov) for f in ports if f.sriov]
+    return {_modalias_of_vf(modalias, its) for modalias, its in known if modalias}
+
+
+def _modalias_of_vf(modalias: str, its: Sriov) -> str:
+    """As the VFs of a PF will have it: the device ID of their own, the rest as the PF's."""
+    return modalias[:14] + its.vf_device.upper().zfill(8) + modalias[22:]
 
 
 def _without_representors(function: Function, known: Mapping[str, Netdev]) -> Function:
