@@ -84,7 +84,12 @@ _VERSION = _use_copy(os.path.realpath(_COPY)) if ".zip" in next(iter(_engine.__p
 
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, spec  # noqa: E402
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError  # noqa: E402
-from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host  # noqa: E402
+from ansible_collections.iovirt.host.plugins.module_utils._engine.host import (  # noqa: E402
+    FileSystem,
+    Host,
+    begin_command,
+    run_command,
+)
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options  # noqa: E402
 
 
@@ -106,7 +111,7 @@ def run(name: str, call: Callable[[AnsibleModule, Host, engine.Call], Mapping[st
     module = create_module(name)
     if os.geteuid() != 0 and not name.endswith("_info"):
         module.fail_json(msg="It needs root, in check mode too: guards see a part of the host only. Set become: true.")
-    host = _host(module)
+    host = _host()
     if name in _OF_GUESTS:
         host.libvirt = _libvirt(module)
     try:
@@ -172,10 +177,11 @@ def options(params: Mapping[str, Any], exclusive: list[str]) -> Options:
     )
 
 
-def _host(module: AnsibleModule) -> Host:
+def _host() -> Host:
     return Host(
         files=FileSystem("/"),
-        run=lambda argv, data="": _run_command(module, argv, data),
+        run=run_command,
+        start=begin_command,
         environment=os.environ,
         sources=_sources,
         version=_VERSION,
@@ -187,14 +193,3 @@ def _python() -> str:
     """By the name that outlives an upgrade of the distribution, where that is the Python that runs this."""
     usual = "/usr/bin/python3"
     return usual if os.path.realpath(usual) == os.path.realpath(sys.executable) else sys.executable
-
-
-def _run_command(module: AnsibleModule, argv: list[str], data: str) -> tuple[int, str, str]:
-    """A command that is not there is an answer like any other: the engine has the sentence for it."""
-    try:
-        code, out, err = module.run_command(
-            argv, data=data or None, binary_data=True, environ_update={"LC_ALL": "C"}, handle_exceptions=False
-        )
-    except OSError as error:
-        return 127, "", f"{argv[0]}: {error.strerror}"
-    return code, out, err

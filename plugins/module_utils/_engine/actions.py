@@ -26,6 +26,9 @@ UNBIND_LIMIT = 60.0
 #: Seconds for VF links and drivers to show up after the kernel said yes: the driver may come late, from udev.
 APPEAR_LIMIT = 30.0
 
+#: What driver_override reads as where there is none: a pointer that was never set is "(null)" (drivers/pci/pci-sysfs.c).
+_NO_OVERRIDE = ("", "(null)", None)
+
 Args = Mapping[str, Any]
 
 
@@ -202,7 +205,7 @@ def _resume_probing(host: Host, args: Args) -> None:
     host.files.write(_autoprobe(args["pf"]), "1")
     for index in range(_count(host, args["pf"])):
         address = _vf_address(host, args["pf"], index)
-        if not _driver(host, address) and host.files.attr(f"{DEVICES}/{address}/driver_override") in ("", "(null)", None):
+        if not _driver(host, address) and host.files.attr(f"{DEVICES}/{address}/driver_override") in _NO_OVERRIDE:
             _offer_if_wanted(host, address)
     host.files.remove(store.held_back(args["pf"]))
 
@@ -396,6 +399,10 @@ def _restore(host: Host, address: str, override: str | None, driver: str | None)
 
 
 def _native(host: Host, address: str) -> str | None:
+    """The driver of its own: the one that it has, where it has that without an override (read._has_own_driver)."""
+    driver = _driver(host, address)
+    if driver and not drivers.is_vfio(driver) and host.files.attr(f"{DEVICES}/{address}/driver_override") in _NO_OVERRIDE:
+        return driver
     modalias = host.files.attr(f"{DEVICES}/{address}/modalias") or ""
     return aliases.natives(host.files, host.natives, [modalias], host.files.names(DRIVERS))[modalias]
 

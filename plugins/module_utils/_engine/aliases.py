@@ -174,8 +174,9 @@ def native_drivers(files: Files, modaliases: Iterable[str], drivers: Iterable[st
     devices = "|".join({re.escape(alias[14:22]) for alias in wanted})
     globs = rf"(pci:v(?:\*|{vendors})d(?:\*|{devices})[^\s\0]*)"
     found: dict[str, str] = {}
-    # Both patterns begin with a plain text, which `re` looks for five times as fast as for anything else.
-    lines = re.findall(rf"\nalias {globs} (\S+)", "\n" + (files.text(f"{_folder(files)}/modules.alias") or ""))
+    # Both patterns begin with a plain text, which `re` looks for five times as fast as for anything else. In no line of depmod's does
+    # "alias pci:" stand but at its beginning: there is no blank in what comes after.
+    lines = re.findall(rf"alias {globs} (\S+)", files.text(f"{_folder(files)}/modules.alias") or "")
     built_in = _modinfo(files)
     for entry in re.finditer(rf"\.alias={globs}", built_in):
         lines.append((entry[1], built_in[built_in.rfind("\0", 0, entry.start()) + 1 : entry.start()]))

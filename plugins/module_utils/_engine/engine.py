@@ -88,15 +88,8 @@ def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) ->
     plan = plan_devices(host, state, wishes, replace(options, allow=frozenset(DANGERS)), call.declare)
     if plan.refusals or plan.actions:
         state = guards.foreseen(state, plan.actions)
-        plan = plan_devices(host, state, wishes, options, call.declare)
-    touching = any(_touches_a_device(action) for action in plan.actions)
-    if (touching or any(_records(action) for action in plan.actions)) and not plan.refusals:
-        state = replace(state, own_macs=read.own_macs(host.files, state))
-        if touching:
-            # Only now is it worth looking into every process of the host.
-            from . import users
-
-            state = users.look(host, state)
+        if not plan.refusals:
+            state = _looked_into(host, state, plan)
         plan = plan_devices(host, state, wishes, options, call.declare)
     _raise_refusals(plan.refusals)
     after_link.defer(state, plan, call.before_link)
@@ -119,6 +112,18 @@ def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) ->
     if vmdq.NAME in wishes:
         facts["vmdq_stations"] = vmdq.proof(state)
     return report.result(plan, outcome, facts)
+
+
+def _looked_into(host: Host, state: State, plan: Plan) -> State:
+    """The state with what only a plan that touches something is worth looking for: a look into every process of the host."""
+    touching = any(_touches_a_device(action) for action in plan.actions)
+    if touching or any(_records(action) for action in plan.actions):
+        state = replace(state, own_macs=read.own_macs(host.files, state))
+    if not touching:
+        return state
+    from . import users
+
+    return users.look(host, state)
 
 
 def _touches_a_device(action: Action) -> bool:

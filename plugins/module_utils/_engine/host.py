@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -371,15 +372,33 @@ def _wait_for_child(child: int, limit: float) -> int | None:
     """How the child ended; None when it has not within limit seconds. It is then left to itself: a process that the
     kernel holds cannot be killed."""
     end = time.monotonic() + limit
-    pause = 0.001
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return status
-        if time.monotonic() >= end:
-            return None
-        time.sleep(pause)
-        pause = min(pause * 2, 0.02)
+    with _ending(child) as pause:
+        while True:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                return status
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            pause(left)
+
+
+@contextlib.contextmanager
+def _ending(child: int) -> Iterator[Callable[[float], Any]]:
+    """A pause that lasts until a child ends, or the seconds given. A kernel before 5.3 (pidfd_open(2)) cannot tell: there
+    it is a short one."""
+    try:
+        handle = os.pidfd_open(child)
+    except (AttributeError, OSError):
+        yield lambda left: time.sleep(min(left, 0.005))
+        return
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        # Milliseconds, and never none at all.
+        yield lambda left: poll.poll(int(left * 1000) + 1)
+    finally:
+        os.close(handle)
 
 
 def _child_write(real: str, data: str) -> None:
@@ -407,17 +426,49 @@ def _sync_folder(folder: str) -> None:
         os.close(handle)
 
 
-def run_command(argv: list[str], data: str = "") -> tuple[int, str, str]:
-    """Run a command without a shell: the runner of the doors that have no Ansible (boot replay, operator's command).
+#: Waits for a command's end: its status, standard output and standard error.
+Answer = Callable[[], tuple[int, str, str]]
 
-    Plain fork and exec, because the engine goes where ansible-test forbids the subprocess module. Input and output go
-    through memory files, so neither can block on a full pipe.
+
+def run_command(argv: list[str], data: str = "") -> tuple[int, str, str]:
+    """Run a command without a shell: the runner of all doors."""
+    return begin_command(argv, data)()
+
+
+def begin_command(argv: list[str], data: str = "") -> Answer:
+    """Start a command; what comes back waits for its end and tells its answer.
+
+    By posix_spawn(3), which copies nothing of this process: a fork costs more than many a command (docs/dev/benchmarks.md), and the engine goes
+    where ansible-test forbids the subprocess module. Input and output go through memory files, so neither can block on a full pipe.
     """
+    environment = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:{os.defpath}:/usr/sbin:/sbin".lstrip(":")}
     streams = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
-    os.pwrite(streams[0], data.encode(), 0)
-    child = os.fork()
-    if child == 0:
-        _child_exec(argv, streams)
+    try:
+        os.pwrite(streams[0], data.encode(), 0)
+        child = os.posix_spawn(
+            _program(argv[0], environment["PATH"]),
+            argv,
+            environment,
+            file_actions=[(os.POSIX_SPAWN_DUP2, stream, number) for number, stream in enumerate(streams)],
+            # Python ignores them; a shell script's 'x | head -1' counts on the first.
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+        )
+    except OSError as error:
+        for stream in streams:
+            os.close(stream)
+        # A command that is not there is an answer like any other: whoever asked has the sentence for it.
+        missing = (127, "", f"{argv[0]}: {os.strerror(error.errno or errno.ENOENT)}")
+        return lambda: missing
+    return lambda: _ended(child, streams)
+
+
+def _program(name: str, path: str) -> str:
+    """Where a command is, as execvp(3) looks for it."""
+    places = [f"{folder}/{name}" for folder in path.split(":") if folder] if "/" not in name else []
+    return next((place for place in places if os.access(place, os.X_OK) and not os.path.isdir(place)), name)
+
+
+def _ended(child: int, streams: Sequence[int]) -> tuple[int, str, str]:
     status = os.waitpid(child, 0)[1]
     texts = []
     for stream in streams:
@@ -426,19 +477,6 @@ def run_command(argv: list[str], data: str = "") -> tuple[int, str, str]:
             texts.append(handle.read().decode("utf-8", "replace"))
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
     return code, texts[1], texts[2]
-
-
-def _child_exec(argv: list[str], streams: list[int]) -> None:
-    try:
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-        # Python ignores it; a shell script's 'x | head -1' counts on it.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.execvpe(argv[0], argv, {**os.environ, "LC_ALL": "C", "PATH": os.defpath + ":/usr/sbin:/sbin"})
-    except OSError as error:
-        os.write(2, f"{argv[0]}: {error.strerror}".encode())
-    finally:
-        os._exit(127)
 
 
 @dataclass
@@ -463,6 +501,15 @@ class Host:
     natives: dict[tuple[str, ...], str | None] = field(default_factory=dict)
     #: The version of the engine that this door brought, once it is known (boot.brought).
     version: str = ""
+    #: As `run`, for a command that works while this process goes on; None where it can only be run and waited for.
+    start: Callable[[list[str]], Answer] | None = None
+
+    def begin(self, argv: list[str]) -> Answer:
+        """Start a command; its answer is asked for later."""
+        if self.start is not None:
+            return self.start(argv)
+        answer = self.run(argv)
+        return lambda: answer
 
     def wait(self, ready: Callable[[], bool], limit: float) -> bool:
         """Poll until ready or until limit seconds have passed; the last answer."""

@@ -61,7 +61,7 @@ def _users(domain: Element, state: State, how: str, idle: bool) -> Iterator[tupl
 
 def pools(files: Files) -> Iterator[tuple[str, list[str], list[str]]]:
     """Networks that hand out VFs (forward mode='hostdev'): name, network devices of PFs, addresses of VFs."""
-    for root in _documents(files, _NETWORKS):
+    for root in _documents(files, _NETWORKS, word="hostdev"):
         forward = root.find("forward")
         if root.tag != "network" or forward is None or forward.get("mode") != "hostdev":
             continue
@@ -69,20 +69,29 @@ def pools(files: Files) -> Iterator[tuple[str, list[str], list[str]]]:
         yield _name(root), ports, [address for e in forward.findall("address") if (address := _address(e))]
 
 
-def _documents(files: Files, folder: str) -> Iterator[Element]:
-    names = [name for name in files.names(folder) if name.endswith(".xml")]
-    if not names:
+def _documents(files: Files, folder: str, word: str = "") -> Iterator[Element]:
+    """The documents of a folder in which a word stands: libvirt writes them itself, and its words plainly."""
+    texts = [text for name in files.names(folder) if name.endswith(".xml") and (text := _text(files, f"{folder}/{name}")) and word in text]
+    if not texts:
         return
     # Loading the parser takes a hundredth of a second, and most hosts have nothing to parse.
     from xml.etree import ElementTree
 
-    for name in names:
+    for text in texts:
         try:
-            root = ElementTree.fromstring(files.text(f"{folder}/{name}") or "")
-        except (ElementTree.ParseError, EngineError):
+            root = ElementTree.fromstring(text)
+        except ElementTree.ParseError:
             # libvirt does not load such a file either.
             continue
         yield root
+
+
+def _text(files: Files, path: str) -> str:
+    try:
+        return files.text(path) or ""
+    except EngineError:
+        # libvirt does not load such a file either.
+        return ""
 
 
 def _alive(files: Files, root: Element) -> bool:

@@ -10,12 +10,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import aliases, boot, identity, initramfs, link, store, sysfs
 from .drivers import BEST, is_vfio
 from .errors import EngineError
-from .host import Files, Host
+from .host import Answer, Files, Host
 from .mdev import facts as mdev
 from .model import Function, Group, Iommu, Netdev, Sriov, State
 from .plain import dataclass
@@ -51,9 +51,12 @@ def read_state(host: Host, needs: Needs, known: Mapping[str, Function] | None = 
     `known` and still there are taken as they were known, but for their network devices."""
     files = host.files
     documents = store.load_all(files)
-    netdevs = _read_netdevs(host)
+    # The one process of a reading works while this one reads files.
+    answer = host.begin(_ADDRESSES)
     drivers = frozenset(files.names(DRIVERS))
-    functions = _read_functions(files, netdevs, known or {})
+    functions = _read_functions(files, known or {})
+    netdevs = _read_netdevs(host, answer)
+    functions = {address: _without_representors(function, netdevs) for address, function in functions.items()}
     netdevs = _with_made_up(files, functions, netdevs)
     found = State(functions=functions, netdevs=netdevs)
     places = identity.locate(found, documents)
@@ -132,9 +135,7 @@ def _read_variants(files: Files, functions: Mapping[str, Function], drivers: fro
         modalias = files.attr(f"{DEVICES}/{address}/modalias") or ""
         modaliases[address] = modalias
         if function.sriov and function.sriov.total:
-            # As its VFs will have it: the device ID of their own, the rest as the PF's.
-            vf_device = function.sriov.vf_device.upper().zfill(8)
-            modaliases[f"{address}/vf"] = modalias[:14] + vf_device + modalias[22:]
+            modaliases[f"{address}/vf"] = _modalias_of_vf(modalias, function.sriov)
     return aliases.variants(files, modaliases, drivers)
 
 
@@ -148,20 +149,20 @@ def _read_early(files: Files, stored: Mapping[str, Any], needs: Needs) -> Mappin
 # --- PCI functions -------------------------------------------------------------------------------------------------
 
 
-def _read_functions(files: Files, links: Mapping[str, Netdev], known: Mapping[str, Function]) -> dict[str, Function]:
+def _read_functions(files: Files, known: Mapping[str, Function]) -> dict[str, Function]:
     addresses = [name for name in files.names(DEVICES) if ADDRESS.fullmatch(name)]
     slots = _read_slots(files)
     disks = _disks_in_use(files)
     netdevs = _netdevs_of_functions(files)
     overrides = _read_overrides(files, [address for address in addresses if address not in known])
-    functions = {}
+    functions: dict[str, Function] = {}
+    kinds: dict[str, _Kind] = {}
     for address in addresses:
         if address in known:
-            function = replace(known[address], netdevs=tuple(netdevs.get(address, ())))
+            functions[address] = replace(known[address], netdevs=tuple(netdevs.get(address, ())))
         else:
-            function = _read_function(files, address, slots, disks, netdevs, overrides)
-        functions[address] = _without_representors(function, links)
-    functions.update(_read_other_buses(files, netdevs, links))
+            functions[address] = _read_function(files, address, slots, disks, netdevs, overrides, kinds)
+    functions.update(_read_other_buses(files, netdevs))
     functions.update(mdev.parents(files))
     return functions
 
@@ -176,31 +177,44 @@ def _with_native(
         known = _has_own_driver(function) or (address, identity.ids(function)) in recorded
         if function.bus == sysfs.PCI and not known:
             modaliases[address] = host.files.attr(f"{DEVICES}/{address}/modalias") or ""
-    native = aliases.natives(host.files, host.natives, set(modaliases.values()) - {""}, drivers)
-    return {
-        address: replace(function, native=_native(function, recorded, native.get(modaliases.get(address, ""))))
-        for address, function in functions.items()
-    }
+    wanted = set(modaliases.values()) - {""}
+    if wanted:
+        # The table is read anyhow: with the VFs that a call may make, it need not be read again after it.
+        wanted |= _modaliases_to_come(host.files, functions)
+    native = aliases.natives(host.files, host.natives, wanted, drivers)
+    found = {a: _native(function, recorded, native.get(modaliases.get(a, ""))) for a, function in functions.items()}
+    return {a: function if function.native == found[a] else replace(function, native=found[a]) for a, function in functions.items()}
+
+
+def _modaliases_to_come(files: Files, functions: Mapping[str, Function]) -> set[str]:
+    ports = [f for f in functions.values() if f.bus == sysfs.PCI and f.sriov and f.sriov.total and not f.sriov.vfs]
+    known = [(files.attr(f"{DEVICES}/{f.address}/modalias") or "", f.sriov) for f in ports if f.sriov]
+    return {_modalias_of_vf(modalias, its) for modalias, its in known if modalias}
+
+
+def _modalias_of_vf(modalias: str, its: Sriov) -> str:
+    """As the VFs of a PF will have it: the device ID of their own, the rest as the PF's."""
+    return modalias[:14] + its.vf_device.upper().zfill(8) + modalias[22:]
 
 
 def _without_representors(function: Function, known: Mapping[str, Netdev]) -> Function:
     """The network devices below a PF in switchdev mode are its own port and those that stand for its VFs."""
+    if not function.netdevs and not function.representors:
+        return function
     standing = tuple(n for n in function.netdevs if n in known and REPRESENTOR.fullmatch(known[n].port_name))
     return replace(
         function, netdevs=tuple(n for n in function.netdevs if n not in standing), representors=standing
     )
 
 
-def _read_other_buses(
-    files: Files, netdevs: Mapping[str, Sequence[str]], known: Mapping[str, Netdev]
-) -> dict[str, Function]:
+def _read_other_buses(files: Files, netdevs: Mapping[str, Sequence[str]]) -> dict[str, Function]:
     """Devices of another bus than PCI, with what they have: a driver, network devices and VFs."""
     found = {}
     for bus, name in sysfs.OTHER_BUSES.items():
         for address in files.names(f"/sys/bus/{bus}/devices"):
             if name.fullmatch(address):
                 driver = files.link(f"{sysfs.device(address)}/driver")
-                function = Function(
+                found[address] = Function(
                     address=address,
                     vendor="",
                     device="",
@@ -210,7 +224,6 @@ def _read_other_buses(
                     sriov=_read_netdevsim_vfs(files, address),
                     bus=bus,
                 )
-                found[address] = _without_representors(function, known)
     return found
 
 
@@ -241,17 +254,22 @@ def _read_function(
     disks: Mapping[str, list[str]],
     netdevs: Mapping[str, list[str]],
     overrides: Mapping[str, str | None],
+    kinds: dict[str, _Kind],
 ) -> Function:
+    """`kinds` has what the VFs of a PF have in common, once one of them is read."""
     path = f"{DEVICES}/{address}"
     here = set(files.names(path))
     override = overrides.get(address)
-    subsystem = _id(files.attr(f"{path}/subsystem_vendor")) + ":" + _id(files.attr(f"{path}/subsystem_device"))
+    physfn = files.link(f"{path}/physfn") if "physfn" in here else None
+    kind = kinds.get(physfn or "") or _read_kind(files, path)
+    if physfn:
+        kinds[physfn] = kind
     return Function(
         address=address,
-        vendor=_id(files.attr(f"{path}/vendor")),
-        device=_id(files.attr(f"{path}/device")),
-        subsystem=subsystem,
-        class_code=(files.attr(f"{path}/class") or "0x")[2:],
+        vendor=kind.vendor,
+        device=kind.device,
+        subsystem=kind.subsystem,
+        class_code=kind.class_code,
         driver=files.link(f"{path}/driver") if "driver" in here else None,
         # A pointer that was never set reads as "(null)" (drivers/pci/pci-sysfs.c).
         override=override if override and override != "(null)" else None,
@@ -259,7 +277,7 @@ def _read_function(
         numa_node=int(files.attr(f"{path}/numa_node") or -1),
         slot=slots.get(address.rpartition(".")[0], ""),
         group=files.link(f"{path}/iommu_group") if "iommu_group" in here else None,
-        physfn=files.link(f"{path}/physfn") if "physfn" in here else None,
+        physfn=physfn,
         serial=_nvme_serial(files, path) if "nvme" in here else "",
         # Not of one whose lock is held: while a reset holds it, the kernel lets readers of the configuration wait
         # (pci_dev_lock, drivers/pci/pci.c).
@@ -268,6 +286,26 @@ def _read_function(
         disks_in_use=tuple(disks.get(address, ())),
         boot_vga="boot_vga" in here and files.attr(f"{path}/boot_vga") == "1",
         sriov=_read_sriov(files, address, here, netdevs.get(address, ())) if "sriov_totalvfs" in here else None,
+    )
+
+
+class _Kind(NamedTuple):
+    """What a function is. The kernel itself reads it of the first VF and takes it for that of all VFs of the PF (pci_read_vf_config_common and
+    pci_iov_add_virtfn, drivers/pci/iov.c)."""
+
+    vendor: str
+    device: str
+    subsystem: str
+    class_code: str
+
+
+def _read_kind(files: Files, path: str) -> _Kind:
+    subsystem = _id(files.attr(f"{path}/subsystem_vendor")) + ":" + _id(files.attr(f"{path}/subsystem_device"))
+    return _Kind(
+        vendor=_id(files.attr(f"{path}/vendor")),
+        device=_id(files.attr(f"{path}/device")),
+        subsystem=subsystem,
+        class_code=(files.attr(f"{path}/class") or "0x")[2:],
     )
 
 
@@ -439,11 +477,14 @@ def _nvme_functions(files: Files, device: str) -> list[str]:
 # --- Network -------------------------------------------------------------------------------------------------------
 
 
-def _read_netdevs(host: Host) -> dict[str, Netdev]:
-    links, err = _links(host, ["ip", "-j", "-d", "addr", "show"])
+_ADDRESSES = ["ip", "-j", "-d", "addr", "show"]
+
+
+def _read_netdevs(host: Host, answer: Answer) -> dict[str, Netdev]:
+    links, err = _links(*answer())
     if links is None and "Message too long" in err:
         # More VFs than one message of the kernel holds (EMSGSIZE, rtnl_fill_vf in net/core/rtnetlink.c): all but those.
-        links, _err = _links(host, ["ip", "-j", "-d", "addr", "show", "novf"])
+        links, _err = _links(*host.run([*_ADDRESSES, "novf"]))
         links = links and [{**link, "vfinfo_list": []} for link in links]
     if links is None:
         raise EngineError(
@@ -454,8 +495,7 @@ def _read_netdevs(host: Host) -> dict[str, Netdev]:
     return {said["ifname"]: _read_netdev(host.files, said, routed) for said in links if said.get("ifname")}
 
 
-def _links(host: Host, argv: list[str]) -> tuple[list[dict[str, Any]] | None, str]:
-    code, out, err = host.run(argv)
+def _links(code: int, out: str, err: str) -> tuple[list[dict[str, Any]] | None, str]:
     try:
         return (json.loads(out) if code == 0 else None), err
     except ValueError:

@@ -15,7 +15,7 @@ os.path.realpath = lambda path, **more: _realpath(_ROOT + path if path.startswit
 from ansible_collections.iovirt.host.plugins.module_utils import _door  # noqa: E402
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine  # noqa: E402
 
-_REAL, _RUN = _door.FileSystem, _door._run_command
+_REAL, _RUN, _START = _door.FileSystem, _door.run_command, _door.begin_command
 
 
 def call(module, host, door):
@@ -24,17 +24,23 @@ def call(module, host, door):
     return engine.devices(host, wishes, _door.options(module.params, module.params["exclusive"]), door)
 
 
-def only_harmless(module, argv, data=""):
+def only_harmless(argv, data=""):
     """The tree is no host: nothing of the machine that it lies on may be touched."""
     if "compileall" in argv:
-        return _RUN(module, [*argv[:-1], _ROOT + argv[-1]], data)
+        return _RUN([*argv[:-1], _ROOT + argv[-1]], data)
     if argv[0] != "ip":
-        module.fail_json(msg=f"{argv} was to be run on this machine")
-    return _RUN(module, argv, data)
+        raise SystemExit(f"{argv} was to be run on this machine")
+    return _RUN(argv, data)
+
+
+def start(argv):
+    if argv[0] != "ip":
+        raise SystemExit(f"{argv} was to be run on this machine")
+    return _START(argv)
 
 
 def main() -> None:
-    _door._run_command = only_harmless
+    _door.run_command, _door.begin_command = only_harmless, start
     _door.FileSystem = lambda _root: _REAL(_ROOT)
     _door.run("devices", call)
 
