@@ -309,8 +309,10 @@ def _attribute(real: str) -> str | None:
 
 
 def _read_detached(reals: Sequence[str], limit: float) -> list[str | None]:
-    """The attributes up to the first that does not answer."""
-    return _detached(lambda: (_attribute(real) for real in reals), limit)
+    """The attributes up to the first that does not answer. A child that was left behind there reads no further once it is
+    answered: nobody waits for it, and the next one might hold it for ever."""
+    end = time.monotonic() + limit
+    return _detached(lambda: (_attribute(real) for real in reals if time.monotonic() < end), limit)
 
 
 def _detached(work: Callable[[], Iterable[Any]], limit: float, end: bool = False) -> list[Any]:

@@ -133,14 +133,17 @@ def test_a_read_that_hangs_costs_no_other_its_answer(files, tmp_path):
         (tmp_path / name).write_text(f"{name}\n")
     os.mkfifo(tmp_path / "b")
     os.mkfifo(tmp_path / "d")
-    start = time.monotonic()
+    start, before = time.monotonic(), children()
     found = files.attrs_within(["/a", "/b", "/c", "/absent", "/d", "/e"], 0.2)
+    left = children() - before
+    assert len(left) == 2
     assert found == {"/a": "a", "/c": "c", "/absent": None, "/e": "e"}
     assert time.monotonic() - start < 5
     assert files.attrs_within([], 0.2) == {}
     for name in ("b", "d"):
         with open(tmp_path / name, "w"):
             pass
+    assert_ended(left)
 
 
 # --- Writes ----------------------------------------------------------------------------------------------------------
@@ -205,6 +208,17 @@ def children():
         with open(f"/proc/self/task/{task}/children") as handle:
             found |= set(map(int, handle.read().split()))
     return found
+
+
+def assert_ended(left):
+    """Each of these children ends by itself, and soon: one that was answered reads nothing else."""
+    end = time.monotonic() + 5
+    while left and time.monotonic() < end:
+        left = {child for child in left if os.waitpid(child, os.WNOHANG) == (0, 0)}
+        time.sleep(0.01)
+    for child in left:
+        os.kill(child, signal.SIGKILL)
+    assert left == set()
 
 
 def test_the_hanging_child_does_not_hold_the_lock(files, tmp_path):
@@ -333,13 +347,15 @@ def test_an_attribute_that_hangs_costs_no_other_one_its_answer(files, tmp_path):
         (tmp_path / name).write_text(f"{name}\n")
     for name in ("hangs", "hangs-too"):
         os.mkfifo(tmp_path / name)
-    start = time.monotonic()
+    start, before = time.monotonic(), children()
     found = files.attrs_within(["/first", "/hangs", "/missing", "/hangs-too", "/last"], 0.2)
+    left = children() - before
     assert time.monotonic() - start < 3
     assert found == {"/first": "first", "/missing": None, "/last": "last"}
     for name in ("hangs", "hangs-too"):
         # The children still wait; they go once they are answered.
         (tmp_path / name).write_text("")
+    assert_ended(left)
 
 
 def test_parts_of_binary_files(files, tmp_path):
