@@ -102,7 +102,12 @@ def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) ->
         if not outcome.indeterminate:
             # A read of a device whose write hangs would hang as well (docs/kernel-facts.md): then the facts are those
             # from before.
-            before, state = state.replay, _read_again(host, state, outcome, wishes, options)
+            before = state.replay
+            try:
+                state = _read_again(host, state, outcome, wishes, options)
+            except EngineError as error:
+                said = [text for text in (outcome.failures.get(HOST), _not_seen_again(outcome, error)) if text]
+                outcome.failures[HOST] = "\n".join(said)
             if outcome.failures and call.declare:
                 _settle_replay(host, before, state, outcome)
     if not call.check:
@@ -157,6 +162,13 @@ def _read_again(host: Host, state: State, outcome: Outcome, wishes: Wishes, opti
     groups = {state.functions[address].group for address in concerned} - {None}
     known = {a: f for a, f in state.functions.items() if a not in concerned and f.group not in groups and not f.stuck}
     return read_more(host, read.read_state(host, Needs(), known), wishes, options)
+
+
+def _not_seen_again(outcome: Outcome, error: EngineError) -> str:
+    """Why the report is of before: what was done is done, whatever cannot be read now."""
+    units = ", ".join(dict.fromkeys(action.unit for action in outcome.done))
+    done = f"all that was to be done on {units} was done and stays" if units else "nothing is left done"
+    return f"{HOST}: {done}, but the host could not be read again, so what is reported of devices is from before: {error} Run again."
 
 
 def read_more(host: Host, state: State, wishes: Wishes, options: Options) -> State:

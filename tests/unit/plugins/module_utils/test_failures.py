@@ -138,3 +138,35 @@ def test_a_disk_that_is_full_changes_no_device():
     assert "ENOSPC" in " ".join(result["failures"].values())
     assert sim.snapshot()["functions"] == before
     assert result["changed"] is False
+
+
+def ip_that_fails(sim, when):
+    """`ip -j -d addr show` fails once `when` says so, as where somebody takes it away, or the kernel's answer is cut off."""
+    real = sim.run
+    sim.run = lambda argv, data="": (1, "", "Dump terminated\n") if argv[-2:] == ["addr", "show"] and when() else real(argv, data)
+
+
+def test_a_reading_that_fails_after_the_steps_does_not_hide_that_they_are_done():
+    sim, wishes = fresh()
+    well = copy.deepcopy(sim)
+    call(well, **wishes)
+    ip_that_fails(sim, lambda: bool(sim.functions[PF2].vfs))
+    result = call(sim, **wishes)
+    assert list(result["failures"]) == ["host"] and result["changed"] is True
+    said = result["failures"]["host"]
+    assert f"all that was to be done on host, {PF1}, {PF2}, {NVME} was done and stays" in said, said
+    assert "could not be read again" in said and "Dump terminated" in said
+    assert {action["device"] for action in result["actions"]} == {"host", PF1, PF2, NVME}
+    del sim.run
+    addresses = (PF1, PF2, NVME)
+    assert {address: of(sim, address) for address in addresses} == {address: of(well, address) for address in addresses}
+    assert call(sim, **wishes)["changed"] is False
+
+
+def test_a_reading_that_fails_beside_a_device_that_failed():
+    sim, wishes = fresh()
+    sim.faults.append((f"*/{PF1}/sriov_numvfs", "*", 5))
+    ip_that_fails(sim, lambda: bool(sim.functions[PF2].vfs))
+    result = call(sim, **wishes)
+    assert set(result["failures"]) == {"host", PF1}
+    assert PF1 not in result["failures"]["host"].partition("was done")[0]
