@@ -35,11 +35,12 @@ Args = Mapping[str, Any]
 @dataclass(frozen=True)
 class Step:
     """How a kind of action is done and undone. With `many` it is done for all devices that need it at once: one answer
-    each, the error or None."""
+    each, the error or None. With `rounds` only those of one list go at the same time."""
 
     do: Callable[[Host, Args], None]
     undo: Callable[[Host, Args], None]
     many: Callable[[Host, Sequence[Args]], Sequence[Exception | None]] | None = None
+    rounds: Callable[[Host, Sequence[Args]], list[list[Args]]] | None = None
 
     def together(self, host: Host, arguments: Sequence[Args]) -> Sequence[Exception | None]:
         """Do it for several devices. Raises what concerns all of them."""
@@ -58,10 +59,8 @@ def _set_vf_count(host: Host, args: Args) -> None:
 
 
 def _set_vf_counts(host: Host, arguments: Sequence[Args]) -> list[Exception | None]:
-    """Several cards at the same time, as one may take a minute."""
-    errors: dict[str, Exception] = {}
-    for together in rounds(host, arguments):
-        errors.update(_recount_all(host, together))
+    """Several cards at the same time (one round), as one may take a minute."""
+    errors = _recount_all(host, arguments)
     for args in arguments:
         if args["pf"] not in errors and not args["hold"]:
             try:
@@ -759,7 +758,7 @@ def _packed() -> tuple[Any, ...]:
 
 
 TABLE: Mapping[str, Step] = {
-    "set_vf_count": Step(_set_vf_count, _undo_vf_count, _set_vf_counts),
+    "set_vf_count": Step(_set_vf_count, _undo_vf_count, _set_vf_counts, rounds),
     "resume_probing": Step(_resume_probing, _undo_resume),
     "probe_vfs": Step(_probe_vfs, _undo_probe_vfs),
     "set_vf_attributes": Step(link.set_vf_attributes, link.undo_vf_attributes, link.set_many),

@@ -71,13 +71,23 @@ def _stage(host: Host, turns: list[_Turn], outcome: Outcome, deadline: float | N
     while any(turn.todo for turn in turns):
         kind = next(turn.todo[0].kind for turn in turns if turn.todo)
         together = [turn for turn in turns if turn.todo and turn.todo[0].kind == kind]
-        together = _in_time(host, together, outcome, deadline)
-        if together:
-            _together(host, together, outcome)
+        for several in _rounds(host, together):
+            several = _in_time(host, several, outcome, deadline)
+            if several:
+                _together(host, several, outcome)
         for turn in together:
             _go_on(host, turn, outcome)
     for turn in turns:
         outcome.done += turn.done
+
+
+def _rounds(host: Host, turns: list[_Turn]) -> list[list[_Turn]]:
+    """Those of which the step may be done at the same time. A deadline may pass between two rounds."""
+    step = TABLE[turns[0].todo[0].kind]
+    if step.rounds is None:
+        return [turns]
+    by_device = {turn.unit: turn for turn in turns}
+    return [[by_device[args["pf"]] for args in several] for several in step.rounds(host, [turn.todo[0].args for turn in turns])]
 
 
 def _in_time(host: Host, turns: list[_Turn], outcome: Outcome, deadline: float | None) -> list[_Turn]:

@@ -389,3 +389,24 @@ def test_what_was_given_back_meanwhile_is_not_brought_back_and_no_failure(operat
     meanwhile(sim, state="absent")
     assert not doors(operator)[door](sim)
     assert sim.functions[PF1].vfs == []
+
+
+def test_the_second_leg_of_a_bond_is_not_begun_past_the_time_of_a_boot():
+    """They go one after the other, and so does the look at the clock."""
+    sim = lab()
+    sim.nets["bond0"] = Net(kind="bond", lowers=["enp129s0", "enp130s0"])
+    call(sim, sriov=[at(PF1, vf_count=2), at(PF2, vf_count=2)])
+    sim.reboot()
+    write = sim.write_together
+
+    def slowly(writes, limit):
+        sim.sleep(replay.TOTAL + 1)
+        return write(writes, limit)
+
+    sim.write_together = slowly
+    result = again(sim)
+    assert list(result["failures"]) == [PF2]
+    assert "was not begun: the time that a boot may be held up is used" in result["failures"][PF2]
+    assert [len(sim.functions[pf].vfs) for pf in (PF1, PF2)] == [2, 0]
+    del sim.write_together
+    assert again(sim)["failures"] == {} and len(sim.functions[PF2].vfs) == 2
