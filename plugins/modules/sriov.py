@@ -91,7 +91,8 @@ options:
             elements: str
           mac:
             description:
-              - Permanent MAC addresses of network interfaces of the device, in any case.
+              - Permanent MAC addresses of network interfaces of the device, in any case. Of an InfiniBand port its GUID,
+                which is also the end of its long address.
               - While the interface is gone, the address counts that was recorded before.
             type: list
             elements: str
@@ -357,10 +358,12 @@ options:
           node_guid:
             description:
               - The node GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+                No two VFs of a host may have the same.
             type: str
           port_guid:
             description:
               - The port GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+                No two VFs of a host may have the same.
             type: str
           mtu:
             description:
@@ -471,10 +474,12 @@ options:
           node_guid:
             description:
               - The node GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+                No two VFs of a host may have the same.
             type: str
           port_guid:
             description:
               - The port GUID of the VF of an InfiniBand port, eight pairs of hexadecimal digits with colons, in quotes.
+                No two VFs of a host may have the same.
             type: str
           mtu:
             description:

@@ -90,7 +90,8 @@ options:
             elements: str
           mac:
             description:
-              - Permanent MAC addresses of network interfaces of the device, in any case.
+              - Permanent MAC addresses of network interfaces of the device, in any case. Of an InfiniBand port its GUID,
+                which is also the end of its long address.
               - While the interface is gone, the address counts that was recorded before.
             type: list
             elements: str

@@ -34,6 +34,12 @@ OF_PF = ("mac", *VLAN, "spoof_check", "trust", "link_state", *RATE, "query_rss",
 OF_NETDEV = ("mtu", "promisc")
 
 NO_MAC = "00:00:00:00:00:00"
+#: What a VF of an InfiniBand port has instead of a MAC.
+GUIDS = ("node_guid", "port_guid")
+#: That nobody set one reads as this.
+NO_GUID = "00:00:00:00:00:00:00:00"
+#: Letters of a GUID.
+GUID_LENGTH = len(NO_GUID)
 
 #: What holds where nobody set anything. What `ip` leaves out is so.
 NEUTRAL: Mapping[str, Any] = {

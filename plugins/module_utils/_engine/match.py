@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import identity, sysfs
+from .link import GUID_LENGTH
 from .model import Function, Refusal, State
 
 #: Name -> PCI class code prefix (PCI Code and ID Assignment Specification; include/linux/pci_ids.h).
@@ -98,7 +99,8 @@ def _key_matches(state: State, function: Function, key: str, value: Any) -> bool
     if key == "ifname":
         return any(fnmatch.fnmatchcase(name, value) for name in _known_names(state, function))
     if key == "mac":
-        return value.lower() in _known_macs(state, function)
+        # Of InfiniBand's long addresses the end counts: the port's GUID (read._permanent).
+        return value.lower()[-GUID_LENGTH:] in _known_macs(state, function)
     if key == "numa_node":
         return bool(function.numa_node == int(value))
     if key in ("vendor", "device"):

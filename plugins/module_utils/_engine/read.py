@@ -509,7 +509,7 @@ def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Net
     addresses = [item["local"] for item in said.get("addr_info", []) if item.get("scope") == "global"]
     return Netdev(
         name=name,
-        mac=(said.get("permaddr") or said.get("address") or "").lower(),
+        mac=_permanent(said),
         address=(said.get("address") or "").lower(),
         up="UP" in flags,
         carrier="LOWER_UP" in flags,
@@ -533,6 +533,13 @@ def _read_netdev(files: Files, said: Mapping[str, Any], routed: set[str]) -> Net
         vfs=link.vfs(said),
         tells_vfs="vfinfo_list" in said,
     )
+
+
+def _permanent(said: Mapping[str, Any]) -> str:
+    """What names a port: its permanent MAC, of InfiniBand its GUID. That is the end of a link-layer address whose first bytes are others
+    after each start of the driver, and with another subnet manager (RFC 4391, 9.1.1)."""
+    address = (said.get("permaddr") or said.get("address") or "").lower()
+    return str(address)[-link.GUID_LENGTH :] if said.get("link_type") == "infiniband" else str(address)
 
 
 def _is_macvlan(said: Mapping[str, Any]) -> bool:

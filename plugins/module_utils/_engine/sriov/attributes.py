@@ -99,9 +99,10 @@ def facts(port: Port, index: int) -> dict[str, Any]:
     """What is, in the form of a wish."""
     found = _as_set(port, index)
     for key, value in list(found.items()):
-        unable = key in link.OF_PF and _can(port, key) is False and value == link.NEUTRAL.get(key)
+        # What a driver says of something that it cannot set is no wish: mlx5 says false of all on an InfiniBand port.
+        unable = key in link.OF_PF and _can(port, key) is False
         unable |= key in link.RATE and eswitch.legacy_calls_refused(port)
-        if unable or (key == "mac" and value == link.NO_MAC):
+        if unable or value in (link.NO_MAC, link.NO_GUID):
             del found[key]
     if not found.get("vlan"):
         for key in ("qos", "vlan_proto"):
@@ -156,7 +157,7 @@ def _bad_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{key} {values[key]} is not from {low} to {high}.", "Correct the number."
     if "mac" in values:
         yield from _bad_mac(str(values["mac"]))
-    for key in ("node_guid", "port_guid"):
+    for key in link.GUIDS:
         if key in values and (not _GUID.fullmatch(str(values[key])) or not int(values[key].replace(":", ""), 16)):
             yield f"{key} {values[key]} is no GUID.", "Write eight pairs of hexadecimal digits with colons, in quotes."
     if "vlan" not in values and ("qos" in values or "vlan_proto" in values):
@@ -229,7 +230,7 @@ def _check_support(port: Port, index: int, values: Mapping[str, Any]) -> Iterato
             continue
         if _infiniband(port):
             reason = f"VF {index}: {key} is wished, but the port is InfiniBand: its VFs have GUIDs and a link state only."
-        elif key in ("node_guid", "port_guid"):
+        elif key in link.GUIDS:
             reason = f"VF {index}: {key} is wished, but the port is no InfiniBand port."
         else:
             what = f"{key} {link.shown(values[key])}"
@@ -310,8 +311,8 @@ def _driver_to_be(port: Port, index: int) -> str | None:
 
 
 def check_together(state: State, ports: Sequence[Port], leaving: Collection[str] = ()) -> list[Refusal]:
-    """What the wishes of all ports make wrong together: no MAC twice in one host. `leaving`: ports that this call gives
-    back."""
+    """What the wishes of all ports make wrong together: no MAC and no GUID twice in one host. `leaving`: ports that this call
+    gives back."""
     holders = dict(_macs_of_host(state, ports))
     if not any(port.options.recorded_only for port in ports):
         # What was let through when it was declared comes back, whoever took the address meanwhile.
@@ -320,15 +321,34 @@ def check_together(state: State, ports: Sequence[Port], leaving: Collection[str]
     found = []
     for port in ports:
         for index, values in wished(port).items():
-            mac = values.get("mac")
-            if mac in (None, link.NO_MAC):
-                continue
-            who = f"VF {index} of {port.pf.address}"
-            other = holders.setdefault(mac, who)
-            if other != who:
-                reason = f"{who} ({port.label}) and {other} would both have the MAC {mac}."
-                found.append(Refusal(port.pf.address, reason, "Give each its own, or mac: auto. Nothing was changed."))
+            if values.get("mac") not in (None, link.NO_MAC):
+                found += _taken(port, index, "MAC", values["mac"], holders, "Give each its own, or mac: auto. Nothing was changed.")
+    for key in link.GUIDS:
+        holders = dict(_guids_of_host(ports, key))
+        for port in ports:
+            for index, values in wished(port).items():
+                if key in values:
+                    found += _taken(port, index, key, values[key], holders, "Give each its own. Nothing was changed.")
     return found
+
+
+def _taken(port: Port, index: int, what: str, value: str, holders: dict[str, str], way_out: str) -> list[Refusal]:
+    """Does another one have it, or wish it?"""
+    who = f"VF {index} of {port.pf.address}"
+    other = holders.setdefault(value, who)
+    if other == who:
+        return []
+    return [Refusal(port.pf.address, f"{who} ({port.label}) and {other} would both have the {what} {value}.", way_out)]
+
+
+def _guids_of_host(ports: Sequence[Port], key: str) -> Iterator[tuple[str, str]]:
+    """GUID -> the VF that has it and keeps it, of the ports that are spoken of: others may be of another fabric."""
+    for port in ports:
+        wishing = wished(port)
+        for index in range(min(port.count, len(port.sriov.vfs))):
+            value = present(port, index).get(key, link.NO_GUID)
+            if value != link.NO_GUID and key not in wishing.get(index, {}):
+                yield value, f"VF {index} of {port.pf.address}"
 
 
 def _macs_of_host(state: State, ports: Sequence[Port]) -> Iterator[tuple[str, str]]:
@@ -410,8 +430,8 @@ def _was_set(port: Port, key: str, value: Any) -> bool:
     if key in link.OF_NETDEV:
         return False
     neutral = port.pf.driver in drivers.CHECKS_SPOOFING if key == "spoof_check" else link.NEUTRAL.get(key)
-    if key in ("node_guid", "port_guid"):
-        return bool(value.strip("0:"))
+    if key in link.GUIDS:
+        return bool(value != link.NO_GUID)
     return bool(value != neutral)
 
 
@@ -587,12 +607,13 @@ def _present_netdevs(port: Port, todo: dict[int, dict[str, Any]], result: Plan) 
 
 def _reloading(port: Port, todo: Mapping[int, Mapping[str, Any]]) -> list[int]:
     """The VFs whose driver has to be loaded anew, as it knows the MAC from its probing (igb says in the kernel log:
-    "Reload the VF driver to make this change effective"). A guest gets it when it starts."""
+    "Reload the VF driver to make this change effective"), or the GUIDs (the SR-IOV network operator does so by experience). A guest gets
+    it when it starts."""
     found = []
     for index, values in todo.items():
         vf = port.vf(index)
         stays = vf and vf.driver == _driver_to_be(port, index)
-        if "mac" in values and vf and vf.driver and stays and not drivers.is_vfio(vf.driver):
+        if {"mac", *link.GUIDS} & set(values) and vf and vf.driver and stays and not drivers.is_vfio(vf.driver):
             found.append(index)
     return found
 
@@ -675,10 +696,11 @@ def _vfs(indexes: Iterable[int]) -> str:
 def _unbind(port: Port, index: int) -> Action:
     vf = port.vf(index)
     driver = vf.driver if vf else None
+    what = "GUID" if _infiniband(port) else "MAC"
     return Action(
         kind="unbind",
         unit=port.pf.address,
-        text=f"take VF {index} ({port.addresses[index]}) from {driver}, which learns a new MAC only when it is loaded",
+        text=f"take VF {index} ({port.addresses[index]}) from {driver}, which learns a new {what} only when it is loaded",
         args={
             "pf": port.pf.address,
             "index": index,

@@ -176,6 +176,7 @@ class SimKernel:
         self.files: dict[str, str] = {"/etc/machine-id": "6b7e0f5ad3c84d0d9d9c2f4d3f0c1a2b\n"}
         self.modes: dict[str, int] = {}
         self.links: dict[str, str] = {}
+        self.boots = 0
         self.pids: dict[int, tuple[str, list[str]]] = {}
         #: NVMe controllers with secondary controllers, by PF address; firmware of cards, by address without function.
         self.nvme: dict[str, Nvme] = {}
@@ -516,7 +517,7 @@ class SimKernel:
                     numa_node=pf.numa_node,
                     physfn=pf.address,
                     ifname=f"{pf.ifname}v{index}" if pf.ifname else "",
-                    attributes=sim_ip.born(pf.driver),
+                    attributes=sim_ip.born(pf.driver, sim_ip.is_infiniband(pf)),
                     msix=sim_msix.DEFAULT if pf.msix else 0,
                 )
             )
@@ -550,6 +551,7 @@ class SimKernel:
     def _boot(self, running: str | None) -> None:
         self._events.clear()
         self.pids.clear()
+        self.boots += 1
         for controller in self.nvme.values():
             controller.function_reset()
         for card, firmware in self.firmware.items():
@@ -722,7 +724,7 @@ class SimKernel:
                 kind = "1\n" if function.random_mac else "3\n" if function.made_up_mac else "0\n"
                 nodes[f"{path}/addr_assign_type"] = kind
             if function and function.physfn:
-                nodes[f"{path}/address"] = f"{net.mac or function.mac}\n"
+                nodes[f"{path}/address"] = f"{net.mac or sim_ip.address(self, function)}\n"
             if function:
                 attributes = self.devlink.port_attributes(function.address)
                 nodes.update({f"{path}/{key}": text + "\n" for key, text in attributes.items()})
@@ -1046,12 +1048,13 @@ class SimKernel:
                   "addr_info": [{"family": "inet", "local": "127.0.0.1", "scope": "host"}]}]
         for name, (function, net) in self.netdevs().items():
             flags = [flag for flag, on in (("UP", net.up), ("LOWER_UP", net.up and net.carrier)) if on]
-            mac = net.mac or (function.mac if function else "02:00:00:00:ff:ff")
+            own = sim_ip.address(self, function) if function else "02:00:00:00:ff:ff"
+            mac = net.mac or own
             link: dict[str, Any] = {"ifname": name, "flags": ["BROADCAST", *flags], "address": mac}
-            if function and mac != function.mac:
-                link["permaddr"] = function.mac
+            if function and mac != own:
+                link["permaddr"] = own
             link["ifindex"] = self.index(name)
-            link.update(link_type="ether", mtu=net.mtu, max_mtu=9216)
+            link.update(link_type="infiniband" if function and sim_ip.is_infiniband(function) else "ether", mtu=net.mtu, max_mtu=9216)
             if net.promisc:
                 link["flags"].append("PROMISC")
             if function and function.vfs:

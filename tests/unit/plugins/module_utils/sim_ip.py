@@ -32,14 +32,28 @@ REFUSED = {
         "port_guid": errno.EOPNOTSUPP,
     },
 }
+#: What an InfiniBand port takes, whatever its driver (ipoib_netdev_ops_pf in ulp/ipoib/ipoib_main.c, 6.12).
+OF_INFINIBAND = {"state", "node_guid", "port_guid"}
+NO_GUID = ":".join(["00"] * 8)
 #: PF drivers whose rates need the link (lab; igb_ndo_set_vf_bw: E1000_STATUS_LU).
 RATE_NEEDS_LINK = {"igb"}
 #: Under these a new VF has the spoof check on.
 SPOOF_CHECKED = {"igb", "ixgbe", "i40e", "ice"}
 
 
-def born(driver: str | None) -> dict[str, Any]:
-    """What a new VF has (lab: igb has the spoof check on; mlx5 has it off, mlx5_eswitch in mlx5/core/eswitch.c)."""
+def is_infiniband(function: Pci) -> bool:
+    return function.class_code.startswith("0207")
+
+
+def address(sim: SimKernel, function: Pci) -> str:
+    """The link-layer address of a network device. That of IPoIB has 20 bytes (RFC 4391, 9.1.1): flags, the number of a queue pair, which the
+    driver gets anew each time that it is loaded (ipoib_transport_dev_init), the subnet's prefix and the port's GUID."""
+    return f"00:00:{sim.boots % 256:02x}:49:fe:80:00:00:00:00:00:00:{function.mac}" if is_infiniband(function) else function.mac
+
+
+def born(driver: str | None, infiniband: bool = False) -> dict[str, Any]:
+    """What a new VF has (lab: igb has the spoof check on; mlx5 has it off, mlx5_eswitch in mlx5/core/eswitch.c). Of InfiniBand: no GUID was
+    set, and all else is zero (mlx5_ib_get_vf_guid and mlx5_ib_get_vf_config in hw/mlx5/ib_virt.c)."""
     return {
         "mac": NO_MAC,
         "by_pf": False,
@@ -52,12 +66,17 @@ def born(driver: str | None) -> dict[str, Any]:
         "state": "auto",
         "trust": False,
         "query_rss": None if "query_rss" in REFUSED.get(driver or "", {}) else False,
+        **({"node_guid": NO_GUID, "port_guid": NO_GUID} if infiniband else {}),
     }
 
 
 def probed(sim: SimKernel, vf: Pci) -> None:
     """A network driver took a VF: it has the MAC that the PF knows, whoever that is from, else one of its own, which the
     PF gets to know (lab; e1000_reset_hw_vf in igbvf/vf.c)."""
+    if is_infiniband(vf):
+        # It asks for the GUIDs when it probes.
+        vf.mac = vf.attributes["port_guid"]
+        return
     vf.made_up_mac = vf.attributes["mac"] == NO_MAC
     if vf.made_up_mac:
         vf.attributes["mac"] = sim._random_mac()
@@ -73,8 +92,9 @@ def function_reset(vf: Pci) -> None:
 
 def vfinfo(sim: SimKernel, pf: Pci) -> list[dict[str, Any]]:
     """As many as the attribute's length says: it has 16 bits, and nla_nest_end cuts it (include/net/netlink.h)."""
-    size = (4 + 196 * len(pf.vfs)) % 65536
-    return _all(sim, pf)[: max(size - 4, 0) // 196]
+    each = 236 if is_infiniband(pf) else 196
+    size = (4 + each * len(pf.vfs)) % 65536
+    return _all(sim, pf)[: max(size - 4, 0) // each]
 
 
 def _all(sim: SimKernel, pf: Pci) -> list[dict[str, Any]]:
@@ -99,6 +119,9 @@ def _vfinfo(index: int, known: dict[str, Any]) -> dict[str, Any]:
     }
     if known["query_rss"] is not None:
         shown["query_rss_en"] = known["query_rss"]
+    if "node_guid" in known:
+        zeros = {"link_type": "infiniband", "address": ":".join(["00"] * 20), "broadcast": ":".join(["00"] * 20)}
+        shown.update(zeros, **{"node guid": known["node_guid"], "port guid": known["port_guid"]})
     return shown
 
 
@@ -159,6 +182,10 @@ def _of_vf(sim: SimKernel, pf: Pci | None, index: int, values: dict[str, str]) -
         return f'Error: argument "{values["vlan"]}" is wrong: Invalid "vlan" value'
     driver = pf.driver if pf else None
     refused = next((code for word, code in REFUSED.get(driver or "", {}).items() if word in values), 0)
+    guids = {"node_guid", "port_guid"} & set(values)
+    if pf is not None and (bool(guids) if not is_infiniband(pf) else set(values) - OF_INFINIBAND):
+        # handle_infiniband_guid asks for an InfiniBand port; that has no other callbacks (do_setvfinfo in net/core/rtnetlink.c).
+        refused = errno.EOPNOTSUPP
     if refused or pf is None:
         return _answers(refused or errno.EOPNOTSUPP)
     if index >= len(pf.vfs):
