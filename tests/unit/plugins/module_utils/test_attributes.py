@@ -621,6 +621,82 @@ def test_the_table_of_drivers_in_the_documentation_is_the_engines():
         assert f"| {driver} | {' | '.join(cells)} |" in page
 
 
+#: Attribute -> a wish for it that is none for nothing.
+WISHES = {
+    "mac": {"mac": MAC},
+    "vlan": {"vlan": 5},
+    "qos": {"vlan": 5, "qos": 3},
+    "802.1ad": {"vlan": 5, "vlan_proto": "802.1ad"},
+    "spoof_check": {"spoof_check": True},
+    "trust": {"trust": True},
+    "link_state": {"link_state": "enable"},
+    "min_tx_rate": {"min_tx_rate": 10, "max_tx_rate": 100},
+    "max_tx_rate": {"max_tx_rate": 100},
+    "query_rss": {"query_rss": True},
+}
+TABLE = [(driver, key) for driver in (*sorted(drivers._ETHERNET), "newnic") for key in WISHES]
+
+
+def port_of(driver):
+    """The lab's first port under another driver (synthetic), with a VF that has none, so that any value differs."""
+    sim = lab()
+    sim.add_driver(driver, sriov=True, net=True)
+    sim.registered.add(driver)
+    sim.functions[PF1].driver = driver
+    sim.nets["enp129s0"] = Net()
+    sim._tree = None
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "1")
+    sim.functions[sim.functions[PF1].vfs[0]].attributes["spoofchk"] = False
+    return sim
+
+
+@pytest.mark.parametrize(("driver", "key"), TABLE, ids=[f"{driver}-{key}" for driver, key in TABLE])
+def test_what_a_driver_cannot_do_is_refused_and_what_nobody_knows_is_tried(driver, key):
+    """The whole table: a no names attribute and driver, in check mode too; anything else is planned, and what the kernel refuses then is named
+    with its VF and undone."""
+    sim, option = port_of(driver), "vlan_proto" if key == "802.1ad" else key
+    wish = at(PF1, vfs=[{"range": "0", **WISHES[key]}])
+    known = [drivers.can_set(driver, name) for name in (key, *(name for name in WISHES[key] if name != "vlan_proto"))]
+    if False in known:
+        refused(sim, PF1, "VF 0", "is wished", f"its PF's driver {driver} cannot set that", *([f"{option} "] if known[0] is False else []), sriov=[wish])
+        return
+    before = sim.snapshot()["attributes"]
+    sim.ip_faults = [("*vf 0*", errno.EOPNOTSUPP)]
+    assert call(sim, sriov=[wish], check=True)["changed"] is True
+    failure = call(sim, sriov=[wish])["failures"][PF1]
+    assert f"{option} {link.shown(WISHES[key].get(option))}" in failure.partition("the kernel answered")[0].replace("'", " ")
+    assert "VF 0: " in failure and "Operation not supported" in failure and "undone" in failure
+    assert sim.snapshot()["attributes"] == before
+
+
+EVERYTHING = {
+    "mac": MAC, "vlan": 100, "qos": 3, "vlan_proto": "802.1ad", "spoof_check": True, "trust": True, "link_state": "disable",
+    "min_tx_rate": 10, "max_tx_rate": 100, "query_rss": True,
+}  # fmt: skip
+TOLD = {
+    "mac": MAC, "vlan": 100, "qos": 3, "proto": "802.1ad", "spoofchk": True, "trust": True, "state": "disable", "min_tx_rate": 10,
+    "max_tx_rate": 100, "query_rss": True,
+}  # fmt: skip
+
+
+def of_netdevsim(sim):
+    return [sim.functions[vf].attributes if vf in sim.functions else vf for vf in sim.functions[NSIM].vfs]
+
+
+def test_rates_go_in_one_message_and_the_one_that_is_not_named_stays():
+    """struct ifla_vf_rate: what is left out would be 0."""
+    sim = switches()
+    call(sim, sriov=[at(MLX5, vf_count=1, vf_defaults={"min_tx_rate": 10, "max_tx_rate": 100})])
+    sim.log.clear()
+    converged(sim, sriov=[at(MLX5, vfs=[{"range": "0", "max_tx_rate": 200}])])
+    (batch,) = batches(sim)
+    assert batch == ["link set dev enp161s0f0np0 vf 0 min_tx_rate 10 max_tx_rate 200"]
+    converged(sim, sriov=[at(MLX5, vfs=[{"range": "0", "min_tx_rate": 20}])])
+    (vf,) = attributes(sim, MLX5)
+    assert (vf["min_tx_rate"], vf["max_tx_rate"]) == (20, 200)
+    refused(sim, MLX5, "min_tx_rate 300 is above max_tx_rate 200 (what is unset stays as it is)", sriov=[at(MLX5, vfs=[{"range": "0", "min_tx_rate": 300}])])
+
+
 # --- More VFs than an answer holds ---------------------------------------------------------------------------------------
 
 
