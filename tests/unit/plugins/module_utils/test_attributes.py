@@ -679,8 +679,18 @@ TOLD = {
 }  # fmt: skip
 
 
-def of_netdevsim(sim):
-    return [sim.functions[vf].attributes if vf in sim.functions else vf for vf in sim.functions[NSIM].vfs]
+def test_every_attribute_is_set_survives_a_count_and_is_given_back():
+    """Under a driver that has them all; on the real netdevsim it is a test of the lab's."""
+    sim = port_of("netdevsim")
+    before = [dict(vf) for vf in attributes(sim)]
+    converged(sim, sriov=[at(PF1, vfs=[{"range": "0", **EVERYTHING}])], allow=("link_flap",))
+    assert {key: attributes(sim)[0][key] for key in TOLD} == TOLD
+    converged(sim, sriov=[at(PF1, vf_count=3, vfs=[{"range": "0", "trust": True}])], allow=("link_flap",))
+    assert {key: attributes(sim)[0][key] for key in TOLD} == TOLD
+    item = next(wish for wish in call(sim, sriov=[])["sriov"] if wish["match"]["address"] == [PF1])
+    assert {key: item["vfs"][0][key] for key in EVERYTHING} == EVERYTHING
+    converged(sim, sriov=[at(PF1, state="absent")], allow=("link_flap",))
+    assert [{**vf, "by_pf": False} for vf in attributes(sim)] == before
 
 
 def test_rates_go_in_one_message_and_the_one_that_is_not_named_stays():
