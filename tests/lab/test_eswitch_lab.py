@@ -133,6 +133,47 @@ def test_a_reload_that_fails_is_undone(netdevsim: Any) -> None:
     assert eswitch(lab)["mode"] == "switchdev" and count(lab) == 2 and len(representors(lab)) == 2
 
 
+#: What netdevsim can and igb cannot is in it.
+EVERYTHING: dict[str, Any] = {
+    "mac": "52:54:00:aa:bb:cc", "vlan": 100, "qos": 3, "vlan_proto": "802.1ad", "spoof_check": True, "trust": True, "link_state": "disable",
+    "min_tx_rate": 10, "max_tx_rate": 100, "query_rss": True,
+}  # fmt: skip
+
+
+def vf_of(lab: Any, index: int) -> dict[str, Any]:
+    """What `ip` says of a VF of the port, in the words of a wish."""
+    link = json.loads(lab.shell(f"ip -j -d link show dev {PORT}"))[0]
+    vf = next(item for item in link["vfinfo_list"] if item["vf"] == index)
+    vlan = vf["vlan_list"][0]
+    return {
+        "mac": vf["address"], "vlan": vlan.get("vlan", 0), "qos": vlan.get("qos", 0), "vlan_proto": vlan.get("protocol", "802.1Q"),
+        "spoof_check": vf["spoofchk"], "trust": vf["trust"], "link_state": vf["link_state"], "min_tx_rate": vf["rate"]["min_tx"],
+        "max_tx_rate": vf["rate"]["max_tx"], "query_rss": vf["query_rss_en"],
+    }  # fmt: skip
+
+
+def test_every_attribute_of_a_vf(netdevsim: Any) -> None:
+    """Set, the same after another count, one rate changed with the other kept, handed back as it was exported, given back."""
+    lab = netdevsim
+    made(lab, vf_count=2)
+    before = [vf_of(lab, index) for index in range(2)]
+    wish: dict[str, Any] = {"vfs": [{"range": "0", **EVERYTHING}]}
+    result = made(lab, vf_count=2, **wish)
+    assert set(kinds(result)) == {"set_vf_attributes"}
+    assert vf_of(lab, 0) == EVERYTHING and vf_of(lab, 1) == before[1]
+    made(lab, vf_count=3, **wish)
+    assert vf_of(lab, 0) == EVERYTHING
+    made(lab, vf_count=3, vfs=[{"range": "0", "max_tx_rate": 200}])
+    assert vf_of(lab, 0) == {**EVERYTHING, "max_tx_rate": 200}
+    export = lab.module("sriov_info", match=MATCH)["devices"]
+    handed = lab.calls((False, {"sriov": export}))[0]
+    assert handed.get("changed") is False and handed["actions"] == [], handed
+    made(lab, vf_count=2, **wish)
+    given_back(lab)
+    made(lab, vf_count=2)
+    assert [vf_of(lab, index) for index in range(2)] == before
+
+
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"eswitch": {"inline_mode": "transport"}}, [DEVICE, "no inline mode"]),
     ({"devlink_params": [{"name": "max_macs", "value": 5, "cmode": "permanent"}]}, [DEVICE, "no cmode permanent"]),
