@@ -137,3 +137,13 @@ def test_defaults_of_a_role_are_those_it_declares(role):
 def test_the_command_names_what_it_can_do():
     for word in ("status", "plan", "apply", "replay", "--device", "--after-link", "--json"):
         assert word in cli.USAGE
+
+
+@pytest.mark.parametrize("role", ["sriov", "vfio", "devices"])
+def test_a_role_that_is_given_no_name_declares_by_its_own(role):
+    """Else nobody could tell two roles that wish different things of one device (common.overruled)."""
+    tasks = yaml.safe_load((ROOT / "roles" / role / "tasks" / "apply.yml").read_text(encoding="utf-8"))
+    (given,) = [task[f"iovirt.host.{role}"]["declared_by"] for task in tasks if f"iovirt.host.{role}" in task]
+    assert given == f"{{{{ iovirt_declared_by or 'the role {role}' }}}}"
+    defaults = yaml.safe_load((ROOT / "roles" / role / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    assert defaults["iovirt_declared_by"] == ""
