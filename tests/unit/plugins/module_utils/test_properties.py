@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed; tests/unit/requirements.txt names it")
 
-from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, match, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline, engine, match, replay, spec
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.plugins.module_utils._engine.read import Needs, read_state
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
@@ -20,6 +20,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     NVME,
     PF1,
     PF2,
+    SSH,
     at,
     call,
     converged,
@@ -27,6 +28,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     quiet,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES, Pci
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_info import fits
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as some
 
@@ -177,6 +179,25 @@ def test_absent_gives_all_back(sim, wished):
     assert {address: (f.override, tuple(f.vfs)) for address, f in sim.functions.items()} == before
     assert sim.files == files
     assert settings_of(sim) == values
+
+
+@quick
+@given(hosts(), some.one_of(some.none(), wishes()))
+def test_what_is_exported_is_valid_input_and_touches_no_device(sim, wished):
+    """Of what others made, and of what a wish of ours made on top of it."""
+    if wished:
+        assume(accepted(sim, wished))
+        call(sim, **wished)
+        sim.sleep(60)
+    export = {name: engine.resource_info(sim.host(environment=SSH), name, None)["devices"] for name in ("sriov", "vfio")}
+    for name, devices in export.items():
+        for item in devices:
+            fits(spec.MODULES[name]["devices"]["options"], item)
+    before = {part: copy.deepcopy(sim.snapshot()[part]) for part in ("functions", "attributes", "nvme", "msix", "nets")}
+    done = call(sim, **export)
+    assert done["failures"] == {} and {action["action"] for action in done["actions"]} <= {"declare", "install_replay"}
+    assert {part: sim.snapshot()[part] for part in before} == before
+    quiet(sim, **export)
 
 
 @quick
