@@ -201,6 +201,25 @@ def test_what_is_exported_is_valid_input_and_touches_no_device(sim, wished):
 
 
 @quick
+@given(hosts())
+def test_an_export_makes_a_bare_host_the_same(sim):
+    """What an operator made by hand, exported and applied to the host after it has lost all of it."""
+    assume(sim.functions[PF1].autoprobe)
+    export = {name: engine.resource_info(sim.host(environment=SSH), name, None)["devices"] for name in ("sriov", "vfio")}
+    before = {address: [function.driver, list(function.vfs)] for address, function in sim.functions.items()}
+    values = settings_of(sim)
+    sim.reboot()
+    assert sim.functions[PF1].vfs == []
+    assert call(sim, **export)["failures"] == {}
+    sim.sleep(60)
+    assert settings_of(sim) == values
+    for address, (driver, vfs) in before.items():
+        # One that udev had not given its driver yet has it now.
+        assert sim.functions[address].vfs == vfs
+        assert sim.functions[address].driver == driver or driver is None
+
+
+@quick
 @given(hosts(), some.integers(-2, 12), some.lists(some.text("0123456789-, x", max_size=5), max_size=3), some.text(max_size=6))
 def test_refusals_never_act(sim, count, ranges, driver):
     """Any nonsense is either refused, with nothing changed, or planned; it never ends in a traceback."""
