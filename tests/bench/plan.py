@@ -31,12 +31,13 @@ def host_with(ports: int, each: int) -> SimKernel:
     return sim
 
 
-def wishes(ports: int, each: int) -> dict[str, list[dict[str, object]]]:
-    """Every VF named for itself, with attributes, every second one on vfio-pci."""
+def wishes(ports: int, each: int, attributes: bool) -> dict[str, list[dict[str, object]]]:
+    """Every VF named for itself, with attributes or without, every second one on vfio-pci."""
 
     def vf(port: int, index: int) -> dict[str, object]:
         mac = f"02:00:00:{port:02x}:{index >> 8:02x}:{index & 255:02x}"
-        return {"range": str(index), "driver": "vfio-pci" if index % 2 else "default", "mac": mac, "vlan": 100, "trust": True, "spoof_check": True}
+        told = {"mac": mac, "vlan": 100, "trust": True, "spoof_check": True} if attributes else {}
+        return {"range": str(index), "driver": "vfio-pci" if index % 2 else "default", **told}
 
     return {
         "sriov": [
@@ -46,30 +47,35 @@ def wishes(ports: int, each: int) -> dict[str, list[dict[str, object]]]:
     }
 
 
-def plan_time(ports: int, each: int) -> float:
+def plan_time(ports: int, each: int, attributes: bool) -> float:
     """Seconds of CPU of the fastest of some plans."""
     sim = host_with(ports, each)
     state = read_state(sim.host(), Needs(drivers=frozenset({"vfio-pci"})))
     times = []
     for _round in range(ROUNDS):
         begin = time.process_time()
-        plan = engine.plan_devices(sim.host(), state, wishes(ports, each), Options(), declare=True)
+        plan = engine.plan_devices(sim.host(), state, wishes(ports, each, attributes), Options(), declare=True)
         times.append(time.process_time() - begin)
         if plan.refusals or len(plan.actions) < ports * (each // 2 + 1):
-            sys.exit(f"error: the plan is not what is measured: {plan.refusals or plan.actions}")
+            sys.exit(f"error: the plan is not what is measured: {(plan.refusals or plan.actions)[:3]}")
     return min(times)
 
 
+#: Ports, VFs of each, with attributes? One port of 512 has none: the kernel could not show them (link.SHOWN).
+CASES = ((1, 64, True), (1, 128, True), (1, 256, True), (2, 256, True), (8, 64, True), (1, 64, False), (1, 512, False))
+
+
 def main() -> int:
-    base = plan_time(1, 64)
+    base = {attributes: plan_time(1, 64, attributes) for attributes in (True, False)}
     bend = share = 0.0
     print("plan, by number of VFs (1.00 = linear from 64 on):")
-    for ports, each in ((1, 64), (1, 128), (1, 256), (8, 64), (1, 512)):
-        seconds = plan_time(ports, each)
+    for ports, each, attributes in CASES:
+        seconds = plan_time(ports, each, attributes)
         vfs = ports * each
-        now = seconds / vfs * 64 / base
+        now = seconds / vfs * 64 / base[attributes]
         bend, share = max(bend, now), max(share, seconds / BOUND)
-        print(f"  {vfs:4d} VFs on {ports} port{'s' if ports > 1 else ''}  {seconds * 1000:7.2f} ms  {now:5.2f}")
+        kind = "drivers and attributes" if attributes else "drivers"
+        print(f"  {vfs:4d} VFs on {ports} port{'s' if ports > 1 else ''}, {kind}  {seconds * 1000:7.2f} ms  {now:5.2f}")
     print(f"plan for 512 VFs: ratio {share:.2f} of {BOUND} s (at most 1), a VF's cost {bend:.2f} times that among 64 (at most {BEND})")
     return 0 if share <= 1 and bend <= BEND else 1
 

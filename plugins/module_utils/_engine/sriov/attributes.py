@@ -319,16 +319,15 @@ def check_together(state: State, ports: Sequence[Port], leaving: Collection[str]
         asked = {*leaving, *(port.pf.address for port in ports)}
         holders = {**dict(_macs_of_now(state)), **dict(_macs_declared(state, asked)), **holders}
     found = []
-    for port in ports:
-        for index, values in wished(port).items():
-            if values.get("mac") not in (None, link.NO_MAC):
-                found += _taken(port, index, "MAC", values["mac"], holders, "Give each its own, or mac: auto. Nothing was changed.")
+    wishes = [(port, index, values) for port in ports for index, values in wished(port).items()]
+    for port, index, values in wishes:
+        if values.get("mac") not in (None, link.NO_MAC):
+            found += _taken(port, index, "MAC", values["mac"], holders, "Give each its own, or mac: auto. Nothing was changed.")
     for key in link.GUIDS:
-        holders = dict(_guids_of_host(ports, key))
-        for port in ports:
-            for index, values in wished(port).items():
-                if key in values:
-                    found += _taken(port, index, key, values[key], holders, "Give each its own. Nothing was changed.")
+        asked_for = [(port, index, values[key]) for port, index, values in wishes if key in values]
+        holders = dict(_guids_of_host(ports, key)) if asked_for else {}
+        for port, index, value in asked_for:
+            found += _taken(port, index, key, value, holders, "Give each its own. Nothing was changed.")
     return found
 
 

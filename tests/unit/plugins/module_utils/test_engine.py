@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import host_info
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
@@ -104,3 +107,15 @@ def test_host_info():
     assert facts["host"]["iommu"]["active"] is True
     assert EDU in facts["declared"]["vfio"]
     assert facts["last_replay"] is None
+
+
+@pytest.mark.parametrize(("ports", "each", "attributes"), [(2, 256, True), (1, 512, False)])
+def test_what_the_benchmark_of_the_plan_measures_is_planned(ports, each, attributes):
+    """It once measured refusals, and failed, when a limit of the kernel had become known."""
+    path = Path(__file__).resolve().parents[3] / "bench" / "plan.py"
+    spec = importlib.util.spec_from_file_location("bench_of_the_plan", path)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    assert (ports, each, attributes) in bench.CASES
+    bench.ROUNDS = 1
+    assert bench.plan_time(ports, each, attributes) > 0

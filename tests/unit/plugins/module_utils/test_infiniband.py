@@ -102,7 +102,7 @@ def test_what_others_set_survives_a_count_and_all_is_given_back():
     assert sim.run(["ip", "-force", "-batch", "-"], f"link set dev ibp209s0 vf 0 port_guid {GUID.format(9)}\n") == (0, "", "")
     before = guids(sim)
     converged(sim, sriov=[at(IB, vf_count=2, vfs=VFS[1:])])
-    assert guids(sim) == [*before, SET[1][:2] + ("auto",)]
+    assert guids(sim) == [*before, (*SET[1][:2], "auto")]
     converged(sim, sriov=[at(IB, vf_count=2, vfs=[{"range": "0", **{key: GUID.format(7) for key in ("node_guid", "port_guid")}}])])
     converged(sim, sriov=[at(IB, state="absent")])
     assert guids(sim) == before
