@@ -125,8 +125,10 @@ devices:
     - Each entry is valid input for O(iovirt.host.sriov#module:devices).
     - The rates of VFs are not in it in switchdev mode, where the kernel refuses to set them.
     - Of a device that the collection owns an entry holds what was wished for it, as it is now; handed back, it changes
-      nothing. Of any other device it holds all there is; handed back, it changes nothing on the device and the collection
-      owns it from then on.
+      nothing. Of any other device it holds its VFs with their drivers and attributes, the eswitch where it is in switchdev
+      mode (devlink), and queues, interrupts and state of NVMe VFs (nvme-cli); handed back, it changes nothing on the device
+      and the collection owns it from then on. Not in it then are whether the port is up, devlink parameters,
+      hw-tc-offload, numbers of MSI-X vectors and the firmware's settings.
   returned: always
   type: list
   elements: dict

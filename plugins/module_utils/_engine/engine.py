@@ -314,6 +314,7 @@ def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> 
     state = read.read_state(host, Needs(variants=True))
     state = replace(state, own_macs=read.own_macs(host.files, state))
     wishes = _owned_wishes(state.stored[name]["devices"]) if name != vgpu.NAME else vgpu.all_of(state)
+    wishes = [*wishes, *(sriov.of_others(state) if name == sriov.NAME else ())]
     state = read_more(host, state, {name: wishes}, Options())
     if name == vmdq.NAME:
         state = vmdq.everything(host, state)

@@ -97,6 +97,21 @@ def info(state: State) -> list[dict[str, Any]]:
     ]
 
 
+def of_others(state: State) -> list[dict[str, Any]]:
+    """What has to be read of VFs that nobody declared, so that all there is can be told of them, in the form of wishes: the mode of a switch that has
+    representors, and what secondary controllers have."""
+    found: list[dict[str, Any]] = []
+    for function in state.functions.values():
+        if function.sriov is None or not function.sriov.vfs or common.stored_entry(state, NAME, function.address):
+            continue
+        match = {"address": [function.address]}
+        if function.representors:
+            found.append({"match": match, "eswitch": {"mode": eswitch.SWITCHDEV}})
+        elif function.driver in drivers.NEEDS_RESOURCES:
+            found.append({"match": match, "vf_defaults": {"online": True}})
+    return found
+
+
 def facts(state: State, function: Function) -> dict[str, Any]:
     """What stands beside a wish and is none."""
     sriov = function.sriov or Sriov(0)

@@ -105,6 +105,58 @@ def test_a_port_in_switchdev_mode_that_nobody_declared_can_be_handed_back(addres
     quiet(sim, sriov=[item])
 
 
+def instance(sim, address):
+    """All that the simulated devlink knows of a port."""
+    return [value for handle, value in sim.devlink.snapshot().items() if handle.endswith(address)]
+
+
+@pytest.mark.parametrize("address", [MLX5, ICE, NSIM])
+def test_the_switch_of_a_port_that_nobody_declared_is_exported_with_its_vfs(address):
+    """Applied to the host after it has lost all of it, it is as it was."""
+    sim = switches()
+    call(sim, sriov=[at(address, vf_count=2, eswitch={"mode": "switchdev"})])
+    devlink, functions = instance(sim, address), {name: (f.driver, list(f.vfs)) for name, f in sim.functions.items()}
+    sim.files.pop("/etc/iovirt/sriov.json")
+    sim._tree = None
+    export = info(sim, "sriov")["devices"]
+    (item,) = [item for item in export if item["match"]["address"] == [address]]
+    assert item["eswitch"]["mode"] == "switchdev"
+    fits(spec.MODULES["sriov"]["devices"]["options"], item)
+    sim.reboot()
+    assert instance(sim, address) != devlink
+    assert call(sim, sriov=export)["failures"] == {}
+    sim.sleep(60)
+    assert instance(sim, address) == devlink
+    assert {name: (f.driver, list(f.vfs)) for name, f in sim.functions.items()} == functions
+
+
+def test_secondary_controllers_that_nobody_declared_are_exported():
+    sim = lab()
+    vfs = [{"range": "0", "driver": "vfio-pci", "nvme_queues": 2, "nvme_interrupts": 1, "online": True}]
+    call(sim, sriov=[at(NVME, vf_count=2, vfs=vfs)])
+    before = sim.nvme[NVME].facts()
+    sim.files.pop("/etc/iovirt/sriov.json")
+    sim._tree = None
+    export = info(sim, "sriov")["devices"]
+    (item,) = [item for item in export if item["match"]["address"] == [NVME]]
+    assert item["vfs"] == [vfs[0], {"range": "1", "driver": "default", "nvme_queues": 0, "nvme_interrupts": 0, "online": False}]
+    log = len(sim.log)
+    call(sim, sriov=export)
+    assert not [entry for entry in sim.log[log:] if "virtfn" in entry[1] or "virt-mgmt" in str(entry)]
+    quiet(sim, sriov=export)
+    sim.reboot()
+    assert sim.nvme[NVME].facts() != before
+    call(sim, sriov=export)
+    assert sim.nvme[NVME].facts() == before
+    # Where nvme-cli is not there, the rest is told of all the same.
+    sim = lab()
+    sim.write(f"{DEVICES}/{NVME}/sriov_numvfs", "1")
+    real = sim.run
+    sim.run = lambda argv, data="": (127, "", "nvme: No such file or directory") if argv[0] == "nvme" else real(argv, data)
+    (item,) = [item for item in engine.resource_info(sim.host(environment=SSH), "sriov", None)["devices"] if item["match"]["address"] == [NVME]]
+    assert item["vfs"] == [{"range": "0", "driver": "default"}]
+
+
 def made_by_hand():
     sim = lab(igbvf_loaded=True)
     sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "3")
