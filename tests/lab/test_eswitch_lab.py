@@ -204,6 +204,22 @@ def test_the_legacy_rate_call_is_refused_in_switchdev_mode(netdevsim: Any) -> No
     assert "not supported" in lab.shell(f"ip link set {PORT} vf 0 max_tx_rate 200 min_tx_rate 0 2>&1 || true")
 
 
+def test_the_replay_follows_a_reload_by_an_operator(netdevsim: Any) -> None:
+    """`devlink dev reload` binds nothing anew: udev starts the replay by the network device that the driver makes anew."""
+    lab = netdevsim
+    made(lab, vf_count=2, eswitch={"mode": "switchdev"})
+    lab.shell("iovirt apply; grep -q netdevsim71 /etc/udev/rules.d/99-iovirt.rules")
+    index = lab.shell(f"cat /sys/class/net/{PORT}/ifindex")
+    lab.shell(
+        f"devlink dev reload {HANDLE} && for i in $(seq 60); do sleep 1; devlink dev eswitch show {HANDLE} | grep -q switchdev"
+        " && ! systemctl is-active -q 'iovirt-replay@*' && exit 0; done; systemctl status 'iovirt-replay@*'; exit 1"
+    )
+    assert lab.shell(f"cat /sys/class/net/{PORT}/ifindex") != index
+    assert count(lab) == 2 and len(representors(lab)) == 2
+    (again,) = calls(lab, (False, {"vf_count": 2, "eswitch": {"mode": "switchdev"}}))
+    assert again["changed"] is False, again
+
+
 def test_the_replay_does_it_again(netdevsim: Any) -> None:
     """The device goes and comes back, as a driver reload has it; udev starts the replay of this device by its bind event."""
     lab = netdevsim
