@@ -313,41 +313,47 @@ def _driver_to_be(port: Port, index: int) -> str | None:
 def check_together(state: State, ports: Sequence[Port], leaving: Collection[str] = ()) -> list[Refusal]:
     """What the wishes of all ports make wrong together: no MAC and no GUID twice in one host. `leaving`: ports that this call
     gives back."""
-    holders = dict(_macs_of_host(state, ports))
-    if not any(port.options.recorded_only for port in ports):
-        # What was let through when it was declared comes back, whoever took the address meanwhile.
-        asked = {*leaving, *(port.pf.address for port in ports)}
-        holders = {**dict(_macs_of_now(state)), **dict(_macs_declared(state, asked)), **holders}
-    found = []
+    # What was let through when it was declared comes back, whoever took the address meanwhile.
+    replayed = any(port.options.recorded_only for port in ports)
+    asked = {*leaving, *(port.pf.address for port in ports)}
     wishes = [(port, index, values) for port in ports for index, values in wished(port).items()]
-    for port, index, values in wishes:
-        if values.get("mac") not in (None, link.NO_MAC):
-            found += _taken(port, index, "MAC", values["mac"], holders, "Give each its own, or mac: auto. Nothing was changed.")
-    for key in link.GUIDS:
-        asked_for = [(port, index, values[key]) for port, index, values in wishes if key in values]
-        holders = dict(_guids_of_host(ports, key)) if asked_for else {}
-        for port, index, value in asked_for:
-            found += _taken(port, index, key, value, holders, "Give each its own. Nothing was changed.")
+    found = []
+    for key in ("mac", *link.GUIDS):
+        named = [(port, index, values[key]) for port, index, values in wishes if values.get(key) not in (None, link.NO_MAC, link.NO_GUID)]
+        if not named:
+            continue
+        holders = dict(_macs_of_host(state, ports) if key == "mac" else _guids_of_host(state, ports, key))
+        if not replayed:
+            now = dict(_macs_of_now(state)) if key == "mac" else {}
+            holders = {**now, **dict(_declared(state, asked, key)), **holders}
+        for port, index, value in named:
+            found += _taken(port, index, key, value, holders)
     return found
 
 
-def _taken(port: Port, index: int, what: str, value: str, holders: dict[str, str], way_out: str) -> list[Refusal]:
+def _taken(port: Port, index: int, key: str, value: str, holders: dict[str, str]) -> list[Refusal]:
     """Does another one have it, or wish it?"""
     who = f"VF {index} of {port.pf.address}"
     other = holders.setdefault(value, who)
     if other == who:
         return []
-    return [Refusal(port.pf.address, f"{who} ({port.label}) and {other} would both have the {what} {value}.", way_out)]
+    what, way_out = ("MAC", "Give each its own, or mac: auto.") if key == "mac" else (key, "Give each its own.")
+    reason = f"{who} ({port.label}) and {other} would both have the {what} {value}."
+    return [Refusal(port.pf.address, reason, f"{way_out} Nothing was changed.")]
 
 
-def _guids_of_host(ports: Sequence[Port], key: str) -> Iterator[tuple[str, str]]:
-    """GUID -> the VF that has it and keeps it, of the ports that are spoken of: others may be of another fabric."""
-    for port in ports:
+def _guids_of_host(state: State, ports: Iterable[Port], key: str) -> Iterator[tuple[str, str]]:
+    """GUID -> the VF that has it, and keeps it as nobody wishes another one for it."""
+    by_pf = {port.pf.address: port for port in ports}
+    for function in state.functions.values():
+        if function.sriov is None:
+            continue
+        port = by_pf.get(function.address) or Port(state, function, function.sriov, common.Options(), "")
         wishing = wished(port)
-        for index in range(min(port.count, len(port.sriov.vfs))):
+        for index in range(min(port.count, len(function.sriov.vfs))) if port.label else function.sriov.vfs:
             value = present(port, index).get(key, link.NO_GUID)
             if value != link.NO_GUID and key not in wishing.get(index, {}):
-                yield value, f"VF {index} of {port.pf.address}"
+                yield value, f"VF {index} of {function.address}"
 
 
 def _macs_of_host(state: State, ports: Sequence[Port]) -> Iterator[tuple[str, str]]:
@@ -392,7 +398,7 @@ def _rests_on(state: State, name: str, those: Collection[str]) -> bool:
     return name in those or any(_rests_on(state, lower, those) for lower in below)
 
 
-def _macs_declared(state: State, asked: Collection[str]) -> Iterator[tuple[str, str]]:
+def _declared(state: State, asked: Collection[str], key: str) -> Iterator[tuple[str, str]]:
     """What earlier calls declared for VFs of other ports, whether or not they are there now."""
     for address, entry in state.stored["sriov"]["devices"].items():
         function = state.functions.get(address)
@@ -401,8 +407,8 @@ def _macs_declared(state: State, asked: Collection[str]) -> Iterator[tuple[str, 
         vfs = {int(index): vf for index, vf in entry["wish"]["vfs"].items()}
         port = Port(state, function, function.sriov, common.Options(), "", wished=vfs)
         for index, values in wished(port).items():
-            if "mac" in values:
-                yield values["mac"], f"VF {index} of {address} (as an earlier call declared it)"
+            if key in values:
+                yield values[key], f"VF {index} of {address} (as an earlier call declared it)"
 
 
 # --- Planning --------------------------------------------------------------------------------------------------------

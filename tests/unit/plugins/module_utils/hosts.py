@@ -102,15 +102,16 @@ def switches() -> SimKernel:
     return sim
 
 
-IB = "0000:d1:00.0"
+IB, IB2 = "0000:d1:00.0", "0000:e1:00.0"
 
 
 def infiniband() -> SimKernel:
-    """The lab host with an InfiniBand port, a ConnectX-6. Synthetic: ids from pci.ids, behaviour from the source of ipoib and mlx5_ib (sim_ip.py)."""
+    """The lab host with two InfiniBand ports of ConnectX-6. Synthetic: ids from pci.ids, behaviour from the source of ipoib and mlx5_ib (sim_ip.py)."""
     sim = lab()
     sim.add_driver("mlx5_core", "15b3:101b", "15b3:101c", sriov=True, net=True)
-    sim.add(Pci(IB, "15b3:101b", "020700", parent="/sys/devices/pci0000:d0", subsystem="15b3:0006", numa_node=0, total_vfs=8,
-                offset=1, stride=1, vf_ids="15b3:101c", ifname="ibp209s0", mac="b8:59:9f:03:00:d5:ab:cc"))
+    for number, address in ((209, IB), (225, IB2)):
+        sim.add(Pci(address, "15b3:101b", "020700", parent=f"/sys/devices/pci0000:{address[5:7]}", subsystem="15b3:0006", numa_node=0, total_vfs=8,
+                    offset=1, stride=1, vf_ids="15b3:101c", ifname=f"ibp{number}s0", mac=f"b8:59:9f:03:00:d5:ab:{number:02x}"))
     return sim.power_on("root=UUID=1d9f ro console=ttyS0 intel_iommu=on quiet")
 
 

@@ -13,6 +13,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine import engine,
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_ip
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     IB,
+    IB2,
     PF1,
     SSH,
     at,
@@ -192,3 +193,27 @@ def test_each_step_that_fails_is_undone(count):
             assert "could not be undone" not in result["failures"][IB]
             assert (guids(sim), drivers_of(sim, IB)) == before
     assert failed > 3
+
+
+def test_no_guid_of_another_port():
+    """One that is there, and one that an earlier call declared."""
+    sim = infiniband()
+    call(sim, sriov=[at(IB2, vf_count=1, vfs=VFS[:1])])
+    sentence = refused(sim, f"and VF 0 of {IB2}", f"would both have the node_guid {GUID.format(0)}", sriov=[WISH])
+    assert "port_guid" in sentence
+    sim.write(f"/sys/bus/pci/devices/{IB2}/sriov_numvfs", "0")
+    refused(sim, f"VF 0 of {IB2} (as an earlier call declared it)", sriov=[WISH])
+    converged(sim, sriov=[at(IB2, state="absent"), WISH])
+
+
+def test_two_identical_ports_changed_places():
+    """Each is followed by its GUID."""
+    sim = infiniband()
+    call(sim, sriov=[WISH])
+    first, second = sim.functions[IB], sim.functions[IB2]
+    first.address, second.address = IB2, IB
+    first.parent, second.parent = second.parent, first.parent
+    sim.functions[IB], sim.functions[IB2] = second, first
+    sim.reboot()
+    assert replay.run(sim.host(environment={}, sources=None), None)["failures"] == {}
+    assert [len(port.vfs) for port in (first, second)] == [2, 0]
