@@ -128,14 +128,14 @@ def _ways(state: State, function: Function) -> list[str]:
 
 def _of_port(state: State, function: Function) -> dict[str, Any]:
     netdev = ports.netdev_of(state, function)
-    facts = ports.facts_of(state, function.address)
+    facts, vfs = ports.facts_of(state, function.address), pools.vfs_of(function)
     return {
         "offload": facts.get("features", {}).get("on"),
         "offload_fixed": facts.get("features", {}).get("fixed"),
         "pools": pools.capacity(state, function) if _ways(state, function) else 0,
-        "pools_used": facts.get("pools", 0),
-        "pools_with_vfs": pools.of_driver(function).with_vfs,
-        "holders": ports.holders(state, function, netdev.name) if netdev else [],
+        "pools_used": facts.get("pools", 0) + vfs,
+        "pools_with_vfs": pools.of_driver(function).beside_vfs is not None,
+        "holders": (ports.holders(state, function, netdev.name) if netdev else []) + ([f"{vfs} VF{'' if vfs == 1 else 's'}"] if vfs else []),
         "max_queues": dict(facts.get("queues", {}).get("max", {})),
         "stations": _proof(state, function),
     }
@@ -349,7 +349,10 @@ def _plan_stations(result: Plan, port: Port, stations: Mapping[str, Mapping[str,
 
 def _guard_layout(result: Plan, port: Port, before: int, after: int) -> None:
     """More pools than the present layout has."""
-    if any(before <= limit < after for limit in pools.of_driver(port.pf).resets):
+    if not pools.of_driver(port.pf).resets:
+        return
+    room = [0, *(layout.stations for layout in pools.layouts_of(port.pf, pools.vfs_of(port.pf)))]
+    if any(before <= limit < after for limit in room):
         doing = "laying out its queues for stations"
         here = ports.stations_on(port.state, port.netdev.name)
         common.guarded(result, guards.before_relayout(port.state, port.pf, doing, here), port.options, port.pf.address)
@@ -459,7 +462,14 @@ def _return_queues(result: Plan, port: Port, before: Mapping[str, int]) -> None:
             f"{port.pf.address}: its {kind} queues stay as they are: {port.netdev.name} has room for {most[kind]} now, "
             f"and had {before[kind]}."
         )
-    _plan_queues(result, port, {kind: number for kind, number in before.items() if kind not in crowded})
+    back = {kind: number for kind, number in before.items() if kind not in crowded}
+    others = ports.holders(port.state, port.pf, port.netdev.name, ports.ours(port.entry))
+    if others and pools.of_driver(port.pf).forgets and any(port.facts.get("queues", {}).get("now", {}).get(kind) != n for kind, n in back.items()):
+        result.warnings.append(
+            f"{port.pf.address}: its queues stay as they are: {port.pf.driver} would forget the filters of the stations of others ({', '.join(others)})."
+        )
+        return
+    _plan_queues(result, port, back)
 
 
 def _return_offload(result: Plan, port: Port, origin: Mapping[str, Any]) -> None:
@@ -488,8 +498,30 @@ def beside_vfs(state: State, sriov: Mapping[str, Any], vmdq: Mapping[str, Any], 
         wish = vmdq[address]["wish"]
         must = [{"up": True, "mode": "bridge", **station} for station in wish.get("stations") or []]
         stations = len(ports.hardware_wished(must)) if wish.get("require_offload") is not False else 0
-        refusals += pools.check_shared(state, address, stations + _strangers(state, function, wish), vfs)
+        total = stations + _strangers(state, function, wish)
+        found = pools.check_shared(state, address, total, vfs)
+        refusals += found or pools.check_layout(state, address, wish.get("layout"), total if vfs else 0, vfs, NAME)
+        refusals += _under_vfs(state, function, planned)
     return refusals
+
+
+def _under_vfs(state: State, function: Function, planned: Sequence[Action]) -> list[Refusal]:
+    """i40e_pci_sriov_configure: the first VF of a port and the last one reset it."""
+    netdev = ports.netdev_of(state, function)
+    counts = [a for a in planned if a.kind == "set_vf_count" and a.unit == function.address and not (a.args["from"] and a.args["to"])]
+    if not (netdev and counts and pools.of_driver(function).forgets):
+        return []
+    # A call that is about VFs alone did not look where its stations are: those that were declared have a pool.
+    mine = ports.ours(common.stored_entry(state, NAME, function.address))
+    here = ports.stations_on(state, netdev.name)
+    held = ports.holders(state, function, netdev.name) or [f"{here[name].kind} {name}" for name in mine if name in here and here[name].up]
+    if not held:
+        return []
+    reason = (
+        f"the first VF and the last reset {netdev.name}, and {function.driver} then forgets the filters of its stations "
+        f"({', '.join(held)}), which the kernel goes on calling offloaded."
+    )
+    return [Refusal(function.address, reason, "Take the stations away first, and name them again afterwards; nothing was changed.")]
 
 
 def _strangers(state: State, function: Function, wish: Mapping[str, Any]) -> int:

@@ -231,7 +231,6 @@ def test_queues_that_the_layout_of_stations_leaves_no_room_for():
 def test_queues_are_given_back_after_the_feature():
     """ixgbe keeps the layout of its pools until the feature is off, and has no room for the queues of before so long."""
     sim = stations()
-    sim.vmdq.ports[IXGBE].queues = {"combined": 32}
     before = sim.snapshot()["vmdq"]
     call(sim, vmdq=[at(IXGBE, queues={"combined": 2}, stations=[{"name": "x0"}])])
     assert kinds(converged(sim, vmdq=[at(IXGBE, state="absent")])) == ["set_station", "set_offload", "set_queues"]
@@ -240,7 +239,6 @@ def test_queues_are_given_back_after_the_feature():
 
 def test_queues_that_have_no_room_beside_the_stations_of_others_stay():
     sim = stations()
-    sim.vmdq.ports[IXGBE].queues = {"combined": 32}
     call(sim, vmdq=[at(IXGBE, queues={"combined": 2}, stations=[{"name": "x0"}])])
     foreign(sim, "theirs", lower="enp193s0")
     result = converged(sim, vmdq=[at(IXGBE, state="absent")])
