@@ -483,6 +483,11 @@ def _return_offload(result: Plan, port: Port, origin: Mapping[str, Any]) -> None
         result.actions.append(_set_offload(port, origin["offload"]))
 
 
+def for_guests(entry: Mapping[str, Any]) -> list[str]:
+    """The declared stations that nobody on the host configures: a macvtap is a guest's, or some other program's that opens it."""
+    return [station["name"] for station in entry["wish"].get("stations") or [] if station.get("kind") == "macvtap"]
+
+
 # --- Beside VFs ------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import users
+from ansible_collections.iovirt.host.plugins.module_utils._engine import replay, users
 from ansible_collections.iovirt.host.plugins.module_utils._engine.model import User
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_vmdq
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
@@ -268,3 +268,35 @@ def test_exclusive_with_an_empty_list_gives_all_back():
     assert result["changed"] and sim.snapshot()["vmdq"] == before
     assert sim.files.get("/etc/iovirt/vmdq.json") is None and "/etc/modprobe.d/zz-iovirt-vmdqsim.conf" not in sim.files
     quiet(sim, vmdq=[], exclusive=("vmdq",))
+
+
+# --- Network managers -------------------------------------------------------------------------------------------------
+
+
+def rules(sim):
+    return sim.files.get("/etc/udev/rules.d/99-iovirt.rules", "")
+
+
+def test_network_managers_are_kept_off_macvtaps_alone():
+    """A macvlan is for the host or a container, and has who configures it; a macvtap is a guest's."""
+    sim = stations()
+    mark = 'SUBSYSTEM=="net", ACTION!="remove", ENV{DEVTYPE}=="macvtap", KERNEL=="mv1", ENV{ID_NET_MANAGED_BY}="iovirt.host", ENV{NM_UNMANAGED}="1"\n'
+    done = converged(sim, vmdq=[at(DOUBLE, stations=TWO)])
+    assert mark in rules(sim) and "mv0" not in rules(sim)
+    # Before the station is there.
+    assert [a["action"] for a in done["actions"]].index("install_replay") < [a["action"] for a in done["actions"]].index("set_station")
+    assert done["diff"] and not any("mv1" in str(part) and "devices" in str(part) for part in done["actions"][0].get("after", {}).values())
+    converged(sim, vmdq=[at(DOUBLE, stations=TWO[:1])])
+    assert "macvtap" not in rules(sim)
+    converged(sim, vmdq=[at(DOUBLE, stations=[{"name": "a*[b]", "kind": "macvtap"}])])
+    assert 'KERNEL=="a[*][[]b[]]"' in rules(sim)
+
+
+def test_a_station_that_changes_its_kind_changes_hands():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=TWO)])
+    converged(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv0", "kind": "macvtap"}, {**TWO[1], "kind": "macvlan"}])])
+    assert 'KERNEL=="mv0"' in rules(sim) and "mv1" not in rules(sim)
+    sim.reboot()
+    result = replay.run(sim.host(environment={}, sources=None), None)
+    assert result["failures"] == {} and 'KERNEL=="mv0"' in rules(sim)
