@@ -12,6 +12,7 @@ station had when it went up. So a station that shall be in hardware is looked up
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import guards, link, store
@@ -505,28 +506,31 @@ def beside_vfs(state: State, sriov: Mapping[str, Any], vmdq: Mapping[str, Any], 
         stations = len(ports.hardware_wished(must)) if wish.get("require_offload") is not False else 0
         total = stations + _strangers(state, function, wish)
         found = pools.check_shared(state, address, total, vfs)
-        refusals += found or pools.check_layout(state, address, wish.get("layout"), total if vfs else 0, vfs, NAME)
-        refusals += _under_vfs(state, function, planned)
+        found = found or pools.check_layout(state, address, wish.get("layout"), total if vfs else 0, vfs, NAME)
+        refusals += found or _under_vfs(state, function, planned)
     return refusals
 
 
 def _under_vfs(state: State, function: Function, planned: Sequence[Action]) -> list[Refusal]:
-    """i40e_pci_sriov_configure: the first VF of a port and the last one reset it."""
+    """A number of VFs that the driver does not take, or its stations do not survive, while these are in hardware: VFs come before any station
+    goes."""
     netdev = ports.netdev_of(state, function)
-    counts = [a for a in planned if a.kind == "set_vf_count" and a.unit == function.address and not (a.args["from"] and a.args["to"])]
-    if not (netdev and counts and pools.of_driver(function).forgets):
-        return []
+    counts = [a.args for a in planned if a.kind == "set_vf_count" and a.unit == function.address]
     # A call that is about VFs alone did not look where its stations are: those that were declared have a pool.
-    mine = ports.ours(common.stored_entry(state, NAME, function.address))
-    here = ports.stations_on(state, netdev.name)
-    held = ports.holders(state, function, netdev.name) or [f"{here[name].kind} {name}" for name in mine if name in here and here[name].up]
-    if not held:
+    here = ports.stations_on(state, netdev.name) if netdev else {}
+    mine = [name for name in ports.ours(common.stored_entry(state, NAME, function.address)) if name in here and here[name].up]
+    held = (ports.holders(state, function, netdev.name) if netdev else []) or [f"{here[name].kind} {name}" for name in mine]
+    if not (netdev and counts and held):
         return []
-    reason = (
-        f"the first VF and the last reset {netdev.name}, and {function.driver} then forgets the filters of its stations "
-        f"({', '.join(held)}), which the kernel goes on calling offloaded."
-    )
-    return [Refusal(function.address, reason, "Take the stations away first, and name them again afterwards; nothing was changed.")]
+    way_out = "Take stations away first (a call before), or lower vf_count; nothing was changed."
+    if pools.of_driver(function).forgets and not (counts[0]["from"] and counts[0]["to"]):
+        reason = (
+            f"the first VF and the last reset {netdev.name}, and {function.driver} then forgets the filters of its stations ({', '.join(held)}), "
+            "which the kernel goes on calling offloaded."
+        )
+        return [Refusal(function.address, reason, way_out)]
+    now = max(ports.others(state, function, netdev.name), len(mine))
+    return [replace(each, way_out=way_out) for each in pools.check_shared(state, function.address, now, counts[0]["to"])]
 
 
 def _strangers(state: State, function: Function, wish: Mapping[str, Any]) -> int:

@@ -101,6 +101,12 @@ def _pool(sim: SimKernel, netdev: str, port: Port) -> int | None:
     return next((number for number in range(1, pools + 1) if number not in port.held), None)
 
 
+def vfs_change(sim: SimKernel, address: str, count: int) -> int:
+    """sriov_configure of a port's driver: 0 or an error number."""
+    port = sim.vmdq.ports.get(address)
+    return port.card.vfs_change(count) if port and port.card else 0
+
+
 # --- What goes ---------------------------------------------------------------------------------------------------------
 
 

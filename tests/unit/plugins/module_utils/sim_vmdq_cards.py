@@ -13,6 +13,8 @@ They are written apart from the engine's own reckoning (vmdq/layouts.py), which 
 
 from __future__ import annotations
 
+import errno
+
 
 class Crash(AssertionError):
     """The kernel would have died here."""
@@ -59,6 +61,10 @@ class Card:
         """How many interrupt vectors the function has (msi_irqs)."""
         return self.cpus + 1
 
+    def vfs_change(self, count: int) -> int:
+        """sriov_configure: 0 or an error number."""
+        return 0
+
 
 class Ixgbe(Card):
     """X540 and its like. Numbers: ixgbe.h (MAX_TX_QUEUES 64, IXGBE_MAX_VF_FUNCTIONS 64, IXGBE_MAX_MACVLANS 63, IXGBE_MAX_RSS_INDICES 16)."""
@@ -104,6 +110,10 @@ class Ixgbe(Card):
 
     def _free(self, pools: int) -> int | None:
         return next((pool for pool in range(pools) if pool not in self.bits), None)
+
+    def vfs_change(self, count: int) -> int:
+        """ixgbe_pci_sriov_enable in ixgbe_sriov.c, without traffic classes."""
+        return errno.EPERM if count > 64 - len(self.bits) else 0
 
     def give_back(self, pool: int) -> None:
         self.bits.discard(pool)
@@ -157,7 +167,7 @@ class I40e(Card):
         self.bits: set[int] = set()
         #: Pools whose filters went with a reset of the port: their stations receive nothing.
         self.deaf: set[int] = set()
-        self.stale = False
+        self.stale, self.switch = False, False
 
     def vectors(self) -> int:
         return self.all_vectors
@@ -217,6 +227,13 @@ class I40e(Card):
             self.pairs = count
             self.reset()
         return True
+
+    def vfs_change(self, count: int) -> int:
+        """i40e_pci_sriov_configure in i40e_virtchnl_pf.c: with the first VFs the port becomes a switch (VEB) by a reset, and back with the last."""
+        if bool(count) != self.switch:
+            self.switch = bool(count)
+            self.reset()
+        return 0
 
     def reset(self) -> None:
         """i40e_reset_and_rebuild has no word of macvlans: what the card knew of their channels is gone."""

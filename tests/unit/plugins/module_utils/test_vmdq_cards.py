@@ -190,6 +190,23 @@ def test_the_last_pool_of_ixgbe_goes_to_a_vf_or_to_a_station():
     refused(sim, IXGBE, "63 VFs and 1 station in hardware", "63 pools", sriov=[at(IXGBE, vf_count=63)])
 
 
+def test_vfs_that_go_and_stations_that_come_are_one_call():
+    sim = with_vfs(60)
+    converged(sim, sriov=[at(IXGBE, vf_count=10)], vmdq=[at(IXGBE, stations=some(20))])
+    converged(sim, sriov=[at(IXGBE, vf_count=0)], vmdq=[at(IXGBE, stations=some(63))])
+
+
+def test_stations_that_go_and_vfs_that_come_are_two():
+    """The driver answers EPERM to more VFs than its stations of the moment leave pools for (ixgbe_pci_sriov_enable)."""
+    sim = with_vfs(10)
+    call(sim, vmdq=[at(IXGBE, stations=some(20))])
+    both = {"sriov": [at(IXGBE, vf_count=50)], "vmdq": [at(IXGBE, stations=some(5))]}
+    said = refused(sim, IXGBE, "50 VFs and 20 stations", "63 pools", **both)
+    assert "Take stations away first" in said
+    converged(sim, vmdq=[at(IXGBE, stations=some(5))])
+    converged(sim, **both)
+
+
 def test_ixgbe_says_when_its_queues_are_laid_out_anew():
     """Under 20 VFs that is for the 12th station, not the 16th."""
     sim = with_vfs(20)
