@@ -286,16 +286,7 @@ def test_it_is_there_after_a_reboot(port: Any) -> None:
     lab = port
     made(lab, queues={"combined": 3}, stations=[*TWO, {"name": "mv2", "mac": "auto"}])
     mac = link(lab, "mv2")["address"]
-    boot = lab.shell("cat /proc/sys/kernel/random/boot_id")
-    lab.shell("systemd-run --on-active=1 systemctl reboot")
-
-    def is_back() -> bool:
-        try:
-            return bool(lab.shell("cat /proc/sys/kernel/random/boot_id && systemctl is-active multi-user.target").split()[0] != boot)
-        except (AssertionError, subprocess.TimeoutExpired):
-            return False
-
-    until(is_back, 600)
+    lab.reboot()
     lab.port = lab.shell(f"ls /sys/bus/pci/devices/{lab.edu}/net")
     replayed = json.loads(lab.shell("cat /run/iovirt-replay.json"))
     assert replayed["failures"] == {} and {a["action"] for a in replayed["actions"]} >= {"set_offload", "set_station", "set_queues"}, replayed
