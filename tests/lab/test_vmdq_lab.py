@@ -117,6 +117,9 @@ def test_stations_appear_and_are_in_hardware(port: Any) -> None:
     assert "l2-fwd-offload: on" in lab.shell(f"ethtool -k {lab.port}")
     assert lab.shell(f"ethtool -l {lab.port} | sed -n '$s/Combined:[[:space:]]*//p'") == "3"
     assert {s["name"]: s["offloaded"] for s in done["vmdq_stations"]} == {"mv0": True, "mv1": True}
+    # Network managers are kept off what is a guest's.
+    marked = lab.shell("udevadm settle; for n in mv0 mv1; do udevadm info /sys/class/net/$n | grep -q NM_UNMANAGED=1 && echo $n; done; true")
+    assert marked.split() == ["mv1"]
     again = lab.module("vmdq", devices=devices)
     assert not again["changed"] and again["actions"] == [], again
     facts = next(f["vmdq"] for f in lab.module("host_info")["host"]["functions"] if f["address"] == lab.edu)
