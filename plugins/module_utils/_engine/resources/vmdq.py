@@ -60,20 +60,34 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
     found, result.refusals = common.targets(state, NAME, wishes, options)
     taken: list[Port] = []
     parameter: dict[str, int | None] = {}
-    for target in found:
+    given: frozenset[str] = frozenset()
+    for target in _givers_first(state, found):
         entry = common.stored_entry(state, NAME, target.function.address)
         if target.absent:
             result.extend(_give_back(state, target, entry, options))
             if entry and "pools" in entry.get("touched", ()):
                 parameter[target.function.address] = None
         else:
-            result.extend(_take(state, target, entry, options, taken))
+            result.extend(_take(state, target, entry, options, taken, given))
             if target.wish.get("pools") is not None:
                 parameter[target.function.address] = target.wish["pools"]
+        given |= _given_up(state, target)
     result.refusals += check.together(taken)
     if parameter and not result.refusals:
         result.extend(pools.plan_parameter(state, parameter))
     return result
+
+
+def _given_up(state: State, target: Target) -> frozenset[str]:
+    """Declared stations that go with this wish."""
+    ours = ports.ours(common.stored_entry(state, NAME, target.function.address))
+    stay = ours if target.wish.get("stations") is None else [station["name"] for station in target.wish["stations"]]
+    return frozenset(ours) - frozenset([] if target.absent else stay)
+
+
+def _givers_first(state: State, found: Sequence[Target]) -> list[Target]:
+    """A station, or its address, goes from one port to another within a call: those that give stations up have their turn first."""
+    return sorted(found, key=lambda target: not _given_up(state, target))
 
 
 # --- Reports ---------------------------------------------------------------------------------------------------------
@@ -173,7 +187,9 @@ def everything(host: Host, state: State) -> State:
 # --- Taking ----------------------------------------------------------------------------------------------------------
 
 
-def _take(state: State, target: Target, entry: Mapping[str, Any] | None, options: Options, taken: list[Port]) -> Plan:
+def _take(
+    state: State, target: Target, entry: Mapping[str, Any] | None, options: Options, taken: list[Port], given: frozenset[str]
+) -> Plan:
     result = Plan()
     if common.refuse_all(result, common.conflict(state, NAME, target)):
         return result
@@ -187,7 +203,7 @@ def _take(state: State, target: Target, entry: Mapping[str, Any] | None, options
         old = entry["wish"]
         wish.update({"stations": old["stations"], "require_offload": old.get("require_offload")})
         wish = {key: value for key, value in wish.items() if value is not None}
-    port = Port(state, target.function, netdev, options, target.label, wish, entry)
+    port = Port(state, target.function, netdev, options, target.label, wish, entry, given)
     if common.refuse_all(result, check.check(port)):
         return result
     taken.append(port)

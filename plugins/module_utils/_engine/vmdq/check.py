@@ -149,7 +149,7 @@ def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator
     here = ports.stations_on(state, lower)
     for name, station in stations.items():
         other = state.netdevs.get(name)
-        if other and name not in here:
+        if other and name not in here and name not in port.given:
             below = f" on {', '.join(other.lowers)}" if other.kind in ports.KINDS else ""
             what = f"a {other.kind}{below}" if other.kind else "a port of its own"
             yield port.wrong(f"the name {name} is taken: {name} is {what}.", "Give the station another name.")
@@ -169,7 +169,7 @@ def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator
 
 def _macs(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
     """No two in one network may have the same address; the kernel refuses it on one port only (EBUSY, macvlan_addr_busy)."""
-    going = set(ports.ours(port.entry)) - set(stations)
+    going = set(ports.ours(port.entry)) - set(stations) | port.given
     taken: dict[str, str] = {}
     for netdev in port.state.netdevs.values():
         if netdev.name not in stations and netdev.name not in going and netdev.kind not in ("vlan", "bridge", "bond", "team"):

@@ -300,3 +300,49 @@ def test_a_station_that_changes_its_kind_changes_hands():
     sim.reboot()
     result = replay.run(sim.host(environment={}, sources=None), None)
     assert result["failures"] == {} and 'KERNEL=="mv0"' in rules(sim)
+
+
+# --- From one port to another -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("giver_first", [True, False])
+@pytest.mark.parametrize("leave", [{"stations": []}, {"state": "absent"}, {"stations": [{"name": "mv1"}]}])
+def test_a_station_changes_its_port_in_one_call(giver_first, leave):
+    sim = stations()
+    mac = "52:54:00:0c:00:01"
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv0", "mac": mac}, {"name": "mv1"}])])
+    wishes = [at(DOUBLE, **leave), at(I40E, stations=[{"name": "mv0", "mac": mac}])]
+    converged(sim, vmdq=wishes if giver_first else wishes[::-1])
+    assert sim.nets["mv0"].lowers == ["enp194s0"] and held(sim, I40E) == ["mv0"]
+    assert held(sim) == (["mv1"] if leave.get("stations") else [])
+
+
+def test_an_address_changes_its_port_in_one_call():
+    sim = stations()
+    mac = "52:54:00:0c:00:01"
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv0", "mac": mac}])])
+    converged(sim, vmdq=[at(I40E, stations=[{"name": "i0", "mac": mac}]), at(DOUBLE, stations=[{"name": "mv1"}])])
+    assert "mv0" not in sim.nets and sim.nets["i0"].mac == mac
+
+
+def test_two_ports_that_exchange_their_stations_need_a_call_more():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "a"}]), at(I40E, stations=[{"name": "b"}])])
+    refused(sim, "is taken", vmdq=[at(DOUBLE, stations=[{"name": "b"}]), at(I40E, stations=[{"name": "a"}])])
+
+
+def test_a_port_that_cannot_give_its_station_up_keeps_it():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv0"}])])
+    seen = sim.run
+
+    def late(argv, *rest):
+        if argv[:2] == ["ip", "-batch"] and rest and rest[0].startswith("link del dev mv0"):
+            return 1, "", "RTNETLINK answers: Device or resource busy\nCommand failed -:1\n"
+        return seen(argv, *rest)
+
+    sim.run = late
+    before = sim.snapshot()["vmdq"]
+    result = call(sim, vmdq=[at(DOUBLE, stations=[]), at(I40E, stations=[{"name": "mv0"}])])
+    assert set(result["failures"]) == {DOUBLE, I40E} and "something else by now" in result["failures"][I40E]
+    assert sim.snapshot()["vmdq"] == before
