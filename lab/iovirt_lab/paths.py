@@ -10,6 +10,7 @@ from pathlib import Path
 
 LAB_SOURCE = Path(__file__).resolve().parent.parent
 GUEST_FILES = LAB_SOURCE / "guest"
+VMDQSIM = LAB_SOURCE / "vmdqsim" / "vmdqsim.c"
 
 
 def state_dir() -> Path:

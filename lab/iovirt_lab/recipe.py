@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from .paths import GUEST_FILES
+from .paths import GUEST_FILES, VMDQSIM
 
 SUITE = "trixie"
 BACKPORTS = "trixie-backports"
@@ -132,6 +132,7 @@ def tree_words() -> list[str]:
 def module_words(out: Path) -> list[str]:
     """Arguments of mmdebstrap for a tree that builds the modules, hands them out and is gone."""
     words = ["--variant=apt", "--include=" + ",".join(MODULE_PACKAGES), *NO_MANUALS, "--format=null"]
+    words += [f"--customize-hook=copy-in {shlex.quote(str(VMDQSIM))} /tmp"]
     return [*words, *script_hooks("build-modules.sh"), f"--customize-hook=sync-out /out {shlex.quote(str(out))}"]
 
 

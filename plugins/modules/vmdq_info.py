@@ -176,7 +176,7 @@ facts:
       type: int
     pools_used:
       description:
-        - How many pools stations hold now, in all network namespaces.
+        - How many pools stations hold now, in all network namespaces; those of VFs too, where they draw on the same ones.
       type: int
     pools_with_vfs:
       description:

@@ -114,28 +114,30 @@ def link_unit(address: str) -> str:
     return f"iovirt-link@{address}.service"
 
 
-def wanted_files(python: str, declared: Collection[str], ours: Collection[str] = ()) -> dict[str, tuple[str, int]]:
+def wanted_files(
+    python: str, declared: Collection[str], ours: Collection[str] = (), stations: Collection[str] = ()
+) -> dict[str, tuple[str, int]]:
     """Path -> content and mode of everything but the engine."""
     fill = {"python": python}
     return {
         f"{UNITS}/{UNIT}": (_BOOT_UNIT % fill, 0o644),
         f"{UNITS}/iovirt-replay@.service": (_DEVICE_UNIT % fill, 0o644),
         f"{UNITS}/iovirt-link@.service": (_LINK_UNIT % fill, 0o644),
-        RULES: (_rules(declared, ours), 0o644),
+        RULES: (_rules(declared, ours, stations), 0o644),
         NETWORK: (_NETWORK_FILE, 0o644),
         COMMAND: (_COMMAND % fill, 0o755),
     }
 
 
-def _rules(declared: Collection[str], ours: Collection[str]) -> str:
+def _rules(declared: Collection[str], ours: Collection[str], stations: Collection[str]) -> str:
     """A driver that comes back (reload, recovery from an error) finds its device as it was declared; events of vfio-pci are
     our own doing. A devlink reload binds nothing anew and makes the port's network device anew. And the network devices
-    of VFs of the ports `ours` are kept out of NetworkManager (NM_UNMANAGED) and of networkd (ID_NET_MANAGED_BY,
+    of VFs of the ports `ours` and the macvtaps `stations` are kept out of NetworkManager (NM_UNMANAGED) and of networkd (ID_NET_MANAGED_BY,
     link_configure in networkd-link.c): else they get DHCP the moment they appear."""
-    vf = (
-        'SUBSYSTEM=="net", ACTION!="remove", ATTR{device/physfn/uevent}=="*PCI_SLOT_NAME=%(a)s*", '
-        'ENV{ID_NET_MANAGED_BY}="iovirt.host", ENV{NM_UNMANAGED}="1"'
-    )
+    net, unmanaged = 'SUBSYSTEM=="net", ACTION!="remove", ', 'ENV{ID_NET_MANAGED_BY}="iovirt.host", ENV{NM_UNMANAGED}="1"'
+    vf = net + 'ATTR{device/physfn/uevent}=="*PCI_SLOT_NAME=%(a)s*", ' + unmanaged
+    # macvtap_type in drivers/net/macvtap.c. What else gets the name later is none of ours.
+    station = net + 'ENV{DEVTYPE}=="macvtap", KERNEL=="%(a)s", ' + unmanaged
     start = 'RUN+="/bin/systemctl --no-block start iovirt-replay@%(a)s.service"'
     events = (
         'ACTION=="bind", SUBSYSTEM=="%(bus)s", KERNEL=="%(a)s", ENV{DRIVER}!="*vfio*", ' + start,
@@ -149,6 +151,7 @@ def _rules(declared: Collection[str], ours: Collection[str]) -> str:
     fills = [{"a": address, "bus": sysfs.bus_of(address)} for address in sorted(declared)]
     rules = {sysfs.MDEV: (registered,), sysfs.PCI: (*events, registered)}
     lines = [rule % fill for fill in fills for rule in rules.get(fill["bus"], events)] + [vf % {"a": address} for address in sorted(ours)]
+    lines += [station % {"a": re.sub(r"([*?\[\]|])", r"[\1]", name)} for name in sorted(stations)]
     return "\n".join([_NOTE, *lines]) + "\n"
 
 
@@ -186,13 +189,18 @@ STEPS = ("install_replay", "remove_replay", "write_rules")
 
 
 def plan(
-    state: State, declared: Collection[str], wanted_version: str, python: str, ours: Collection[str] = ()
+    state: State,
+    declared: Collection[str],
+    wanted_version: str,
+    python: str,
+    ours: Collection[str] = (),
+    stations: Collection[str] = (),
 ) -> list[Action]:
     """Install, refresh or remove the replay, by whether any device is declared."""
     now = state.replay
     if not declared:
         return [_removal(now)] if now["version"] else []
-    wanted = {path: text for path, (text, _mode) in wanted_files(python, declared, ours).items()}
+    wanted = {path: text for path, (text, _mode) in wanted_files(python, declared, ours, stations).items()}
     # The operator's command may be missing, where it could not be written.
     same = all(now["files"].get(path) in (text, None if path == COMMAND else text) for path, text in wanted.items())
     if now["version"] == wanted_version and now["enabled"] and same:
@@ -202,17 +210,17 @@ def plan(
             kind="install_replay",
             unit=HOST,
             text=f"install the boot replay in {CURRENT} (engine {wanted_version}) with {UNIT} and {RULES}",
-            args={"version": wanted_version, "declared": sorted(declared), "ours": sorted(ours), "previous": now},
+            args={"version": wanted_version, "declared": sorted(declared), "ours": sorted(ours), "stations": sorted(stations), "previous": now},
             before={"replay": _summary(now["version"], now["files"].get(RULES))},
             after={"replay": _summary(wanted_version, wanted[RULES])},
         )
     ]
 
 
-def follow(state: State, declared: Collection[str], ours: Collection[str]) -> list[Action]:
+def follow(state: State, declared: Collection[str], ours: Collection[str], stations: Collection[str] = ()) -> list[Action]:
     """Where a declared card has moved, the rules of udev have to name its new address before its VFs are born."""
     now = state.replay["files"].get(RULES)
-    wanted = _rules(declared, ours)
+    wanted = _rules(declared, ours, stations)
     if now is None or _spoken_of(now) == _spoken_of(wanted):
         return []
     return [
@@ -244,7 +252,7 @@ def undo_rules(host: Host, args: Mapping[str, Any]) -> None:
 def _summary(engine: str | None, rules: str | None) -> Any:
     if engine is None:
         return None
-    return {"engine": engine, "devices": list(dict.fromkeys(re.findall(r'KERNEL=="([^"]*)"', rules or "")))}
+    return {"engine": engine, "devices": list(dict.fromkeys(re.findall(r'ACTION=="[^"]*".*KERNEL=="([^"]*)"', rules or "")))}
 
 
 def _removal(now: Mapping[str, Any]) -> Action:
@@ -264,7 +272,7 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     if args["previous"]["version"] != args["version"]:
         # 'current' points to a version when that is there whole.
         _put_engine(host, f"{HOME}/engine/{args['version']}", engine_files(host.sources()))
-    wanted = wanted_files(host.python, args["declared"], args["ours"])
+    wanted = wanted_files(host.python, args["declared"], args["ours"], args["stations"])
     others = [path for path, (text, _mode) in wanted.items() if _is_other(host.files, path, text)]
     for path in others:
         _write(host.files, path, *wanted[path])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import field
 
 from .plain import dataclass
 
@@ -169,36 +168,3 @@ INLINE_MODES: Mapping[tuple[str, str], str] = {("15b3", "1013"): "transport", ("
 
 #: Parameters that change only while the eswitch is in legacy mode (mlx5_fs_mode_validate in mlx5/core/fs_core.c).
 IN_LEGACY_ONLY = frozenset({"flow_steering_mode"})
-
-# --- VMDq ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Vmdq:
-    """How a driver gives pools of queues to macvlans (ndo_dfwd_add_station)."""
-
-    #: How many macvlans can have one; None: it depends on the card, and the kernel does not say.
-    stations: int | None = None
-    #: VFs draw on the same pools.
-    with_vfs: bool = False
-    #: Layout of the queues (stations x queues of each) -> its stations. The driver goes from one to the next by itself.
-    layouts: Mapping[str, int] = field(default_factory=dict)
-    #: (stations, queues): with up to so many stations the port has so many combined queues at most, as it has what a pool has
-    #: (ixgbe_max_channels in ixgbe/ixgbe_ethtool.c), and keeps that until the feature is off.
-    queues: tuple[tuple[int, int], ...] = ()
-    #: With more stations than one of these, the driver lays its queues out anew, and the port's link goes for a moment.
-    resets: tuple[int, ...] = (0,)
-
-
-#: Drivers that have it, from their source: ixgbe_fwd_add in ixgbe/ixgbe_main.c (64 pools, of which the port has one, each VF one and each
-#: station one), i40e_fwd_add in i40e/i40e_main.c (as many as interrupt vectors are left), fm10k_dfwd_add_station in fm10k/fm10k_netdev.c.
-#: vmdqsim is the lab's double.
-VMDQ: Mapping[str, Vmdq] = {
-    "fm10k": Vmdq(),
-    "i40e": Vmdq(),
-    "ixgbe": Vmdq(stations=63, with_vfs=True, layouts={"15x4": 15, "31x2": 31, "63x1": 63}, queues=((15, 4), (31, 2), (63, 1)), resets=(0, 15, 31)),
-    "vmdqsim": Vmdq(resets=()),
-}
-
-#: A driver that is in no table: whether it can, its feature says.
-VMDQ_UNKNOWN = Vmdq()

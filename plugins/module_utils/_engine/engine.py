@@ -284,11 +284,12 @@ def _add_replay(host: Host, state: State, plan: Plan, recorded: Mapping[str, Map
     itself installs nothing, but the rules of udev follow a card that has moved."""
     declared = {address for entries in recorded.values() for address in entries}
     ours = {address for address, entry in recorded["sriov"].items() if _unmanaged(entry)}
+    stations = {name for entry in recorded["vmdq"].values() for name in vmdq.for_guests(entry)}
     if not declare:
-        plan.actions = [*boot.follow(state, declared, ours), *plan.actions]
+        plan.actions = [*boot.follow(state, declared, ours, stations), *plan.actions]
     elif host.sources is not None:
         version = boot.brought(host) if declared else ""
-        actions = boot.plan(state, declared, version, host.python, ours)
+        actions = boot.plan(state, declared, version, host.python, ours, stations)
         plan.actions = [*actions, *plan.actions] if declared else [*plan.actions, *actions]
 
 

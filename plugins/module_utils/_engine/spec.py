@@ -110,7 +110,7 @@ VMDQ: dict[str, Any] = {
     "offload": {"type": "bool"},
     "require_offload": {"type": "bool", "default": True},
     "queues": {"type": "dict", "options": {kind: {"type": "int"} for kind in ("combined", "rx", "tx")}},
-    # Without choices: what a driver has is in drivers.VMDQ.
+    # Without choices: what a driver has is in vmdq/layouts.py.
     "layout": {"type": "str"},
     "pools": {"type": "int"},
     "stations": {

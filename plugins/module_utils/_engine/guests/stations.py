@@ -71,10 +71,14 @@ def _port(state: State, item: Mapping[str, Any]) -> tuple[str, tuple[str, str] |
 
 def _full(state: State, address: str, parent: str, coming: int) -> tuple[str, str] | None:
     function = state.functions[address]
-    limit, held = pools.capacity(state, function), ports.others(state, function, parent)
+    wrong = pools.too_few_queues(state, function)
+    if wrong:
+        return wrong[0], f"{wrong[1]} (queues in vmdq_devices), or take the model macvtap."
+    vfs = pools.vfs_of(function)
+    limit, held = pools.capacity(state, function), ports.others(state, function, parent) + vfs
     if limit is None or held + coming <= limit:
         return None
-    who = ", ".join(ports.holders(state, function, parent)) or "nobody"
+    who = ", ".join([*ports.holders(state, function, parent), *([f"{vfs} VFs"] if vfs else [])]) or "nobody"
     return f"{parent} has no pool left for it: {limit} in all, {held} held by {who}.", "Take another station away, or take the model macvtap."
 
 

@@ -12,6 +12,7 @@ station had when it went up. So a station that shall be in hardware is looked up
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import guards, link, store
@@ -59,20 +60,34 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
     found, result.refusals = common.targets(state, NAME, wishes, options)
     taken: list[Port] = []
     parameter: dict[str, int | None] = {}
-    for target in found:
+    given: frozenset[str] = frozenset()
+    for target in _givers_first(state, found):
         entry = common.stored_entry(state, NAME, target.function.address)
         if target.absent:
             result.extend(_give_back(state, target, entry, options))
             if entry and "pools" in entry.get("touched", ()):
                 parameter[target.function.address] = None
         else:
-            result.extend(_take(state, target, entry, options, taken))
+            result.extend(_take(state, target, entry, options, taken, given))
             if target.wish.get("pools") is not None:
                 parameter[target.function.address] = target.wish["pools"]
+        given |= _given_up(state, target)
     result.refusals += check.together(taken)
     if parameter and not result.refusals:
         result.extend(pools.plan_parameter(state, parameter))
     return result
+
+
+def _given_up(state: State, target: Target) -> frozenset[str]:
+    """Declared stations that go with this wish."""
+    ours = ports.ours(common.stored_entry(state, NAME, target.function.address))
+    stay = ours if target.wish.get("stations") is None else [station["name"] for station in target.wish["stations"]]
+    return frozenset(ours) - frozenset([] if target.absent else stay)
+
+
+def _givers_first(state: State, found: Sequence[Target]) -> list[Target]:
+    """A station, or its address, goes from one port to another within a call: those that give stations up have their turn first."""
+    return sorted(found, key=lambda target: not _given_up(state, target))
 
 
 # --- Reports ---------------------------------------------------------------------------------------------------------
@@ -128,14 +143,14 @@ def _ways(state: State, function: Function) -> list[str]:
 
 def _of_port(state: State, function: Function) -> dict[str, Any]:
     netdev = ports.netdev_of(state, function)
-    facts = ports.facts_of(state, function.address)
+    facts, vfs = ports.facts_of(state, function.address), pools.vfs_of(function)
     return {
         "offload": facts.get("features", {}).get("on"),
         "offload_fixed": facts.get("features", {}).get("fixed"),
         "pools": pools.capacity(state, function) if _ways(state, function) else 0,
-        "pools_used": facts.get("pools", 0),
-        "pools_with_vfs": pools.of_driver(function).with_vfs,
-        "holders": ports.holders(state, function, netdev.name) if netdev else [],
+        "pools_used": facts.get("pools", 0) + vfs,
+        "pools_with_vfs": pools.of_driver(function).beside_vfs is not None,
+        "holders": (ports.holders(state, function, netdev.name) if netdev else []) + ([f"{vfs} VF{'' if vfs == 1 else 's'}"] if vfs else []),
         "max_queues": dict(facts.get("queues", {}).get("max", {})),
         "stations": _proof(state, function),
     }
@@ -172,7 +187,9 @@ def everything(host: Host, state: State) -> State:
 # --- Taking ----------------------------------------------------------------------------------------------------------
 
 
-def _take(state: State, target: Target, entry: Mapping[str, Any] | None, options: Options, taken: list[Port]) -> Plan:
+def _take(
+    state: State, target: Target, entry: Mapping[str, Any] | None, options: Options, taken: list[Port], given: frozenset[str]
+) -> Plan:
     result = Plan()
     if common.refuse_all(result, common.conflict(state, NAME, target)):
         return result
@@ -186,7 +203,7 @@ def _take(state: State, target: Target, entry: Mapping[str, Any] | None, options
         old = entry["wish"]
         wish.update({"stations": old["stations"], "require_offload": old.get("require_offload")})
         wish = {key: value for key, value in wish.items() if value is not None}
-    port = Port(state, target.function, netdev, options, target.label, wish, entry)
+    port = Port(state, target.function, netdev, options, target.label, wish, entry, given)
     if common.refuse_all(result, check.check(port)):
         return result
     taken.append(port)
@@ -349,7 +366,10 @@ def _plan_stations(result: Plan, port: Port, stations: Mapping[str, Mapping[str,
 
 def _guard_layout(result: Plan, port: Port, before: int, after: int) -> None:
     """More pools than the present layout has."""
-    if any(before <= limit < after for limit in pools.of_driver(port.pf).resets):
+    if not pools.of_driver(port.pf).resets:
+        return
+    room = [0, *(layout.stations for layout in pools.layouts_of(port.pf, pools.vfs_of(port.pf)))]
+    if any(before <= limit < after for limit in room):
         doing = "laying out its queues for stations"
         here = ports.stations_on(port.state, port.netdev.name)
         common.guarded(result, guards.before_relayout(port.state, port.pf, doing, here), port.options, port.pf.address)
@@ -459,7 +479,14 @@ def _return_queues(result: Plan, port: Port, before: Mapping[str, int]) -> None:
             f"{port.pf.address}: its {kind} queues stay as they are: {port.netdev.name} has room for {most[kind]} now, "
             f"and had {before[kind]}."
         )
-    _plan_queues(result, port, {kind: number for kind, number in before.items() if kind not in crowded})
+    back = {kind: number for kind, number in before.items() if kind not in crowded}
+    others = ports.holders(port.state, port.pf, port.netdev.name, ports.ours(port.entry))
+    if others and pools.of_driver(port.pf).forgets and any(port.facts.get("queues", {}).get("now", {}).get(kind) != n for kind, n in back.items()):
+        result.warnings.append(
+            f"{port.pf.address}: its queues stay as they are: {port.pf.driver} would forget the filters of the stations of others ({', '.join(others)})."
+        )
+        return
+    _plan_queues(result, port, back)
 
 
 def _return_offload(result: Plan, port: Port, origin: Mapping[str, Any]) -> None:
@@ -471,6 +498,11 @@ def _return_offload(result: Plan, port: Port, origin: Mapping[str, Any]) -> None
         result.warnings.append(f"{port.pf.address}: {reading.FEATURE} stays on: {', '.join(others)} would fall back to software.")
     else:
         result.actions.append(_set_offload(port, origin["offload"]))
+
+
+def for_guests(entry: Mapping[str, Any]) -> list[str]:
+    """The declared stations that nobody on the host configures: a macvtap is a guest's, or some other program's that opens it."""
+    return [station["name"] for station in entry["wish"].get("stations") or [] if station.get("kind") == "macvtap"]
 
 
 # --- Beside VFs ------------------------------------------------------------------------------------------------------
@@ -488,8 +520,33 @@ def beside_vfs(state: State, sriov: Mapping[str, Any], vmdq: Mapping[str, Any], 
         wish = vmdq[address]["wish"]
         must = [{"up": True, "mode": "bridge", **station} for station in wish.get("stations") or []]
         stations = len(ports.hardware_wished(must)) if wish.get("require_offload") is not False else 0
-        refusals += pools.check_shared(state, address, stations + _strangers(state, function, wish), vfs)
+        total = stations + _strangers(state, function, wish)
+        found = pools.check_shared(state, address, total, vfs)
+        found = found or pools.check_layout(state, address, wish.get("layout"), total if vfs else 0, vfs, NAME)
+        refusals += found or _under_vfs(state, function, planned)
     return refusals
+
+
+def _under_vfs(state: State, function: Function, planned: Sequence[Action]) -> list[Refusal]:
+    """A number of VFs that the driver does not take, or its stations do not survive, while these are in hardware: VFs come before any station
+    goes."""
+    netdev = ports.netdev_of(state, function)
+    counts = [a.args for a in planned if a.kind == "set_vf_count" and a.unit == function.address]
+    # A call that is about VFs alone did not look where its stations are: those that were declared have a pool.
+    here = ports.stations_on(state, netdev.name) if netdev else {}
+    mine = [name for name in ports.ours(common.stored_entry(state, NAME, function.address)) if name in here and here[name].up]
+    held = (ports.holders(state, function, netdev.name) if netdev else []) or [f"{here[name].kind} {name}" for name in mine]
+    if not (netdev and counts and held):
+        return []
+    way_out = "Take stations away first (a call before), or lower vf_count; nothing was changed."
+    if pools.of_driver(function).forgets and not (counts[0]["from"] and counts[0]["to"]):
+        reason = (
+            f"the first VF and the last reset {netdev.name}, and {function.driver} then forgets the filters of its stations ({', '.join(held)}), "
+            "which the kernel goes on calling offloaded."
+        )
+        return [Refusal(function.address, reason, way_out)]
+    now = max(ports.others(state, function, netdev.name), len(mine))
+    return [replace(each, way_out=way_out) for each in pools.check_shared(state, function.address, now, counts[0]["to"])]
 
 
 def _strangers(state: State, function: Function, wish: Mapping[str, Any]) -> int:

@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import drivers
 from ..link import NO_MAC
 from ..model import Refusal
-from . import pools, reading
+from . import layouts, pools, reading
 from . import port as ports
 from .port import Port
 
@@ -34,7 +33,7 @@ def check(port: Port) -> list[Refusal]:
     if wrong:
         return wrong
     stations = ports.wished_stations(port)
-    wrong = [*_stations(port, stations), *_macs(port, stations), *_queues_beside(port, stations)]
+    wrong = [*_stations(port, stations), *_macs(port, stations), *_queues_beside(port, stations), *_queues_under(port, stations)]
     return wrong or list(_offload(port, stations))
 
 
@@ -56,7 +55,7 @@ def together(found: Sequence[Port]) -> list[Refusal]:
 def _words(port: Port) -> Iterator[Refusal]:
     """What needs no look at the host."""
     layout = port.wish.get("layout")
-    known = pools.of_driver(port.pf).layouts
+    known = [each.name for each in pools.layouts_of(port.pf, 0)]
     if layout is not None and layout not in known:
         have = f"it has {', '.join(known)}" if known else f"its driver {port.pf.driver} has none to choose"
         yield port.wrong(f"there is no layout {layout}: {have}.", "Leave layout out, or correct it.")
@@ -113,13 +112,36 @@ def _queues_beside(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Ite
     """Numbers that could not stay: the driver takes queues of the port for the pools."""
     number = (port.wish.get("queues") or {}).get("combined")
     wanted = len(ports.hardware_wished(stations.values())) if port.requires else 0
-    limit = next((queues for most, queues in pools.of_driver(port.pf).queues if wanted <= most), None)
-    if number is not None and wanted and limit is not None and number > limit:
+    if number is None or not wanted:
+        return
+    total = wanted + ports.others(port.state, port.pf, port.netdev.name, {*stations, *ports.ours(port.entry)})
+    limit = next((each.queues for each in pools.layouts_of(port.pf, pools.vfs_of(port.pf)) if total <= each.stations), None)
+    if limit is not None and number > limit:
         reason = (
-            f"{number} combined queues cannot stay beside {wanted} station{'' if wanted == 1 else 's'} in hardware: with "
+            f"{number} combined queues cannot stay beside {total} station{'' if total == 1 else 's'} in hardware: with "
             f"{port.pf.driver} the port then has {limit} at most."
         )
         yield port.wrong(reason, "Correct the number, or name fewer stations.")
+
+
+def _queues_under(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
+    """What the driver does not survive, or its stations do not."""
+    wished = {kind: number for kind, number in (port.wish.get("queues") or {}).items() if number is not None}
+    now = port.facts.get("queues", {}).get("now", {})
+    # One that goes off goes after the stations.
+    on = port.facts.get("features", {}).get("on") or port.wish.get("offload", port.requires)
+    if on and ports.hardware_wished(stations.values()):
+        wrong = pools.too_few_queues(port.state, port.pf, wished.get("combined"))
+        if wrong:
+            yield port.wrong(wrong[0], f"{wrong[1]} (queues), or switch {reading.FEATURE} off and set require_offload to false.")
+    going = set(ports.ours(port.entry)) - set(stations)
+    stay = ports.holders(port.state, port.pf, port.netdev.name, going)
+    if pools.of_driver(port.pf).forgets and stay and any(now.get(kind) != number for kind, number in wished.items()):
+        reason = (
+            f"new numbers of queues reset {port.netdev.name}, and {port.pf.driver} then forgets the filters of its stations ({', '.join(stay)}), "
+            "which the kernel goes on calling offloaded."
+        )
+        yield port.wrong(reason, f"Take them away, change the queues, load {port.pf.driver} again, and name them then.")
 
 
 def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
@@ -127,7 +149,7 @@ def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator
     here = ports.stations_on(state, lower)
     for name, station in stations.items():
         other = state.netdevs.get(name)
-        if other and name not in here:
+        if other and name not in here and name not in port.given:
             below = f" on {', '.join(other.lowers)}" if other.kind in ports.KINDS else ""
             what = f"a {other.kind}{below}" if other.kind else "a port of its own"
             yield port.wrong(f"the name {name} is taken: {name} is {what}.", "Give the station another name.")
@@ -147,7 +169,7 @@ def _stations(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator
 
 def _macs(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[Refusal]:
     """No two in one network may have the same address; the kernel refuses it on one port only (EBUSY, macvlan_addr_busy)."""
-    going = set(ports.ours(port.entry)) - set(stations)
+    going = set(ports.ours(port.entry)) - set(stations) | port.given
     taken: dict[str, str] = {}
     for netdev in port.state.netdevs.values():
         if netdev.name not in stations and netdev.name not in going and netdev.kind not in ("vlan", "bridge", "bond", "team"):
@@ -193,7 +215,7 @@ def _offload(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[
     elif must and "unproven" in port.facts:
         yield port.wrong(f"which of its stations are in hardware cannot be read: {port.facts['unproven']}.", "Mend that, or set require_offload to false.")
     elif must and port.netdev.xdp:
-        # ixgbe_fwd_add and i40e_fwd_add.
+        # ixgbe_fwd_add says so; i40e_fwd_add does not ask, and its channels have no rings for XDP (i40e_fwd_ring_up).
         reason = f"an XDP program is on {port.netdev.name} ({port.netdev.xdp}), and drivers give no pools beside one."
         yield port.wrong(reason, "Take it off (ip link set dev PORT xdp off), or set require_offload to false.")
     elif must:
@@ -204,8 +226,12 @@ def _offload(port: Port, stations: Mapping[str, Mapping[str, Any]]) -> Iterator[
 def _fixed(port: Port, on: bool) -> tuple[str, str]:
     driver = port.pf.driver or "none"
     said = f"{reading.FEATURE} of {port.netdev.name} is {'on' if on else 'off'} [fixed]"
-    if driver in drivers.VMDQ:
+    known = layouts.VMDQ.get(driver)
+    if known and known.out_of_tree:
+        return f"{said}: the {driver} of Linux does not have it, the one that its maker offers apart does.", "Install that one, or set require_offload to false."
+    if known:
         parameter = pools.running(port.state, port.pf)
         why = f" and its parameter {reading.PARAMETER} gives this port {parameter} pools" if parameter is not None else ""
         return f"{said}: its driver {driver} offers it to other ports or configurations{why}.", "Look at the kernel log, or set require_offload to false."
-    return f"{said}: its driver {driver} does not have it.", f"Drivers that do: {', '.join(sorted(drivers.VMDQ))}. Or set require_offload to false."
+    have = sorted(name for name, each in layouts.VMDQ.items() if not each.out_of_tree)
+    return f"{said}: its driver {driver} does not have it.", f"Drivers that do: {', '.join(have)}. Or set require_offload to false."

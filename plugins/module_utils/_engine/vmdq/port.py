@@ -43,6 +43,8 @@ class Port:
     wish: Mapping[str, Any] = field(default_factory=dict)
     #: What an earlier call declared; None: nothing.
     entry: Mapping[str, Any] | None = None
+    #: Stations that other ports of the same call give up before this one has its turn.
+    given: frozenset[str] = frozenset()
 
     @property
     def facts(self) -> Mapping[str, Any]:

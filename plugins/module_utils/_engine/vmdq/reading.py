@@ -5,7 +5,7 @@
 """What ethtool, bridge and the queues' files say of a port.
 
 Costs, for ports that a wish names alone: `ethtool -k` and, where numbers of queues are wished, `ethtool -l` for each port (the feature is
-in no file of sysfs), and one `bridge fdb show` a call.
+in no file of sysfs), and one `bridge fdb show` a call. Where the number of pools follows from that of queues (i40e), `ethtool -l` as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .. import drivers, modprobe
 from ..errors import EngineError
 from ..host import Files, Host
 from ..model import Function, State
-from . import port
+from . import layouts, port
 
 FEATURE = "l2-fwd-offload"
 QUEUES = ("combined", "rx", "tx")
@@ -80,6 +80,21 @@ def pools(files: Files, netdev: str) -> int:
     return len({text.partition("-")[2] for text in classes if "-" in text})
 
 
+def most_vectors(files: Files, address: str, numbers: Mapping[str, Any]) -> int | None:
+    """Interrupt vectors that a port's own queues have at most: not more than processors, and one is for everything else (i40e_init_msix)."""
+    most = numbers.get("max", {}).get("combined")
+    processors = _count(files.attr("/sys/devices/system/cpu/online") or "")
+    vectors = len(files.names(f"/sys/bus/pci/devices/{address}/msi_irqs"))
+    found = [number for number in (most, processors, vectors - 1) if number and number > 0]
+    return min(found) if most and processors else None
+
+
+def _count(ranges: str) -> int:
+    """How many '0-3,8' are."""
+    pairs = [part.partition("-") for part in ranges.split(",") if part]
+    return sum(int(last or first) - int(first) + 1 for first, _dash, last in pairs)
+
+
 def of_ports(host: Host, state: State, wanted: Mapping[str, frozenset[str]]) -> State:
     """The state with what was asked of ports: address -> 'stations', 'queues', 'pools'."""
     found: dict[str, dict[str, Any]] = {}
@@ -102,8 +117,11 @@ def of_ports(host: Host, state: State, wanted: Mapping[str, frozenset[str]]) -> 
                     facts["fdb"] = table.get(netdev.name, frozenset())
                 except EngineError as error:
                     facts["unproven"] = str(error)
-        if "queues" in parts:
+        by_vectors = layouts.of_driver(state.functions[address].driver).of_vectors is not None and "stations" in parts
+        if "queues" in parts or by_vectors:
             facts["queues"] = queues(host, netdev.name)
+        if by_vectors:
+            facts["vectors"] = most_vectors(host.files, address, facts["queues"])
         if "pools" in parts:
             facts.update(parameter(host, state.functions[address]))
         found[address] = facts

@@ -17,6 +17,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.comm
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_params, sim_vmdq
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Block, Net, Pci, SimKernel
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_vmdq_cards import I40e, Ice, Ixgbe
 
 PF1, PF2, NVME, EDU = "0000:81:00.0", "0000:82:00.0", "0000:91:00.0", "0000:00:09.0"
 DISK, MANAGEMENT = "0000:00:02.0", "0000:00:03.0"
@@ -115,25 +116,31 @@ def infiniband() -> SimKernel:
     return sim.power_on("root=UUID=1d9f ro console=ttyS0 intel_iommu=on quiet")
 
 
-IXGBE, I40E, DOUBLE = "0000:c1:00.0", "0000:c2:00.0", "0000:c3:00.0"
+IXGBE, I40E, DOUBLE, E810 = "0000:c1:00.0", "0000:c2:00.0", "0000:c3:00.0", "0000:c5:00.0"
 
 
-def stations() -> SimKernel:
-    """The lab host with ports that give macvlans pools. The double (lab/vmdqsim, on QEMU's edu device) is as the lab showed it. X540 and X710 are
-    synthetic: ids from pci.ids, pools from ixgbe_fwd_add and i40e_fwd_add (Linux 6.12)."""
+def stations(cpus: int = 32) -> SimKernel:
+    """The lab host with ports that give macvlans pools. The double (lab/vmdqsim, on QEMU's edu device) is as the lab showed it. X540, X710 and
+    E810 are synthetic: ids from pci.ids, pools and queues from the drivers' source (sim_vmdq_cards.py). `cpus`: processors that are online,
+    of which the drivers make their numbers of queues."""
     sim = lab()
+    sim.files["/sys/devices/system/cpu/online"] = f"0-{cpus - 1}\n"
     sim.add_driver("ixgbe", "8086:1528", sriov=True, net=True)
     sim.add_driver("i40e", "8086:1572", sriov=True, net=True)
+    sim.add_driver("ice", "8086:1592", sriov=True, net=True)
     sim.add_driver("vmdqsim", "1234:1111", net=True)
     sim_params.add(sim, "vmdqsim", VMDQ=("charp", "4"))
-    for number, (address, ids, ifname, vfs) in enumerate((
-        (IXGBE, "8086:1528", "enp193s0", 63), (I40E, "8086:1572", "enp194s0", 64), (DOUBLE, "1234:1111", "enp195s0", None),
+    for number, (address, ids, ifname, vfs, vf_ids) in enumerate((
+        (IXGBE, "8086:1528", "enp193s0", 63, "8086:1515"), (I40E, "8086:1572", "enp194s0", 64, "8086:154c"),
+        (DOUBLE, "1234:1111", "enp195s0", None, ""), (E810, "8086:1592", "enp197s0", 64, "8086:1889"),
     )):
         sim.add(Pci(address, ids, "020000", parent=f"/sys/devices/pci0000:{address[5:7]}", numa_node=0, total_vfs=vfs, offset=128, stride=2,
-                    vf_ids="8086:1515" if vfs else "", ifname=ifname, mac=f"52:54:00:00:0b:0{number}"))
-    sim_vmdq.add(sim, IXGBE, 63, with_vfs=True, max_queues={"combined": 63}, beside_pools=4)
-    sim_vmdq.add(sim, I40E, 2, max_queues={"combined": 64})
+                    vf_ids=vf_ids, ifname=ifname, mac=f"52:54:00:00:0b:0{number}"))
+    sim_vmdq.add(sim, IXGBE, card=Ixgbe(cpus))
+    sim_vmdq.add(sim, I40E, card=I40e(cpus))
     sim_vmdq.add(sim, DOUBLE, 3, by_parameter="vmdqsim")
+    # The ice of Linux: no ndo_dfwd_add_station in ice_netdev_ops, no such feature in ice_set_netdev_features (ice/ice_main.c, 6.12.118).
+    sim_vmdq.add(sim, E810, card=Ice(cpus), fixed=True)
     return sim.power_on("root=UUID=1d9f ro console=ttyS0 intel_iommu=on quiet")
 
 

@@ -491,11 +491,14 @@ class SimKernel:
         if count == 0:
             for address in list(pf.vfs):
                 self._vanish(pf, address)
-            return 0
+            return sim_vmdq.vfs_change(self, pf.address, 0)
         if pf.vfs:
             return errno.EBUSY
         if self.count_errno is not None:
             return self.count_errno
+        said = sim_vmdq.vfs_change(self, pf.address, count)
+        if said:
+            return said
         if self.fewer_vfs is not None:
             count = min(count, self.fewer_vfs)
         if self.vf_links_delay:

@@ -5,7 +5,7 @@
 """Macvlans of the simulated kernel, ports that give them pools, and the words of ethtool, bridge and ip that go with it.
 
 Behaviour: drivers/net/macvlan.c (macvlan_open, macvlan_set_mac_address, macvlan_common_newlink, macvlan_change_mtu) and what vmdqsim, the
-double of lab/vmdqsim, answered on the lab host ("lab"). What ixgbe and i40e answer is from their source and has not been run: synthetic.
+double of lab/vmdqsim, answered on the lab host ("lab"). What ixgbe, i40e and ice answer is synthetic (sim_vmdq_cards.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net, SimKernel
+    from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_vmdq_cards import Card
 
 KINDS = ("macvlan", "macvtap")
 #: lab: EINVAL of rtnetlink, as ip prints it.
@@ -24,9 +25,9 @@ EINVAL, EBUSY = "RTNETLINK answers: Invalid argument", "RTNETLINK answers: Devic
 
 @dataclass
 class Port:
-    """A port that can have pools: `pools` is how many stations can be in hardware, VFs left aside."""
+    """A port that can have pools: `pools` is how many stations can be in hardware; with a card, that knows."""
 
-    pools: int
+    pools: int = 0
     queues: dict[str, int] = field(default_factory=lambda: {"combined": 2})
     max_queues: dict[str, int] = field(default_factory=lambda: {"combined": 4})
     on: bool = False
@@ -35,11 +36,15 @@ class Port:
     held: dict[int, str] = field(default_factory=dict)
     #: Module -> parameter, whose position 0 says the pools with the port's own (vmdqsim).
     by_parameter: str = ""
-    #: VFs draw on the same pools (ixgbe_fwd_add).
-    with_vfs: bool = False
-    #: How many combined queues the port has at most once a pool was given, until the feature is off (ixgbe_max_channels); 0: as before.
-    beside_pools: int = 0
-    laid_out: bool = False
+    #: The driver's own way of giving pools and queues.
+    card: Card | None = None
+
+    def start(self) -> None:
+        """The driver's probe."""
+        self.on, self.queues = False, dict.fromkeys(self.queues, 2)
+        self.held.clear()
+        if self.card:
+            self.card.start()
 
 
 @dataclass
@@ -56,7 +61,8 @@ class Vmdq:
             name = sim.functions[address].ifname if address in sim.functions else ""
             held = sorted(port.held.values())
             stations = {n: _facts(sim, n) for n, net in sim.nets.items() if net.kind in KINDS and net.lowers == [name]}
-            found[address] = {"on": port.on, "queues": dict(port.queues), "held": held, "stations": stations}
+            queues = {"combined": port.card.channels(_vfs(sim, address))[1]} if port.card else dict(port.queues)
+            found[address] = {"on": port.on, "queues": queues, "held": held, "stations": stations}
         return found
 
 
@@ -65,7 +71,7 @@ def _facts(sim: SimKernel, name: str) -> tuple[Any, ...]:
     return net.kind, net.mode, net.mac, net.mtu, net.up
 
 
-def add(sim: SimKernel, address: str, pools: int, **more: Any) -> Port:
+def add(sim: SimKernel, address: str, pools: int = 0, **more: Any) -> Port:
     sim.vmdq.ports[address] = port = Port(pools, **more)
     sim._tree = None
     return port
@@ -78,12 +84,27 @@ def _port(sim: SimKernel, netdev: str) -> Port | None:
     return None
 
 
-def _capacity(sim: SimKernel, netdev: str, port: Port) -> int:
-    if port.by_parameter:
-        words = sim.params[port.by_parameter].params["VMDQ"].value.split(",")
-        return int(words[0]) - 1 if words[0].isdigit() else port.pools
-    vfs = next((len(f.vfs) for f in sim.functions.values() if f.ifname == netdev), 0) if port.with_vfs else 0
-    return port.pools - vfs
+def _vfs(sim: SimKernel, address: str) -> int:
+    return len(sim.functions[address].vfs) if address in sim.functions else 0
+
+
+def _vfs_of(sim: SimKernel, netdev: str) -> int:
+    return next((len(f.vfs) for f in sim.functions.values() if f.ifname == netdev), 0)
+
+
+def _pool(sim: SimKernel, netdev: str, port: Port) -> int | None:
+    """A pool for a station more, if there is one."""
+    if port.card:
+        return port.card.take(_vfs_of(sim, netdev))
+    words = sim.params[port.by_parameter].params["VMDQ"].value.split(",") if port.by_parameter else []
+    pools = int(words[0]) - 1 if words and words[0].isdigit() else port.pools
+    return next((number for number in range(1, pools + 1) if number not in port.held), None)
+
+
+def vfs_change(sim: SimKernel, address: str, count: int) -> int:
+    """sriov_configure of a port's driver: 0 or an error number."""
+    port = sim.vmdq.ports.get(address)
+    return port.card.vfs_change(count) if port and port.card else 0
 
 
 # --- What goes ---------------------------------------------------------------------------------------------------------
@@ -95,8 +116,7 @@ def boot(sim: SimKernel) -> None:
         del sim.nets[name]
     sim.vmdq.lists.clear()
     for port in sim.vmdq.ports.values():
-        port.on, port.laid_out, port.queues = False, False, dict.fromkeys(port.queues, 2)
-        port.held.clear()
+        port.start()
 
 
 def port_goes(sim: SimKernel, netdev: str) -> None:
@@ -105,8 +125,7 @@ def port_goes(sim: SimKernel, netdev: str) -> None:
         _del(sim, name)
     port = _port(sim, netdev)
     if port:
-        port.on, port.laid_out, port.queues = False, False, dict.fromkeys(port.queues, 2)
-        port.held.clear()
+        port.start()
 
 
 # --- Stations ----------------------------------------------------------------------------------------------------------
@@ -122,11 +141,9 @@ def _open(sim: SimKernel, name: str) -> None:
     if net.mode == "passthru":
         return
     if port and port.on and net.mode != "source":
-        used = set(port.held)
-        free = [number for number in range(1, _capacity(sim, lower, port) + 1) if number not in used]
-        if free:
-            port.held[free[0]] = name
-            port.laid_out = True
+        pool = _pool(sim, lower, port)
+        if pool is not None:
+            port.held[pool] = name
             return
     sim.vmdq.lists.setdefault(lower, {})[name] = net.mac
 
@@ -137,9 +154,15 @@ def _stop(sim: SimKernel, name: str) -> None:
     net.up = False
     sim.vmdq.touched[name] = sim.vmdq.touched.get(name, 0) + 1
     port = _port(sim, net.lowers[0])
-    if port:
-        port.held = {number: holder for number, holder in port.held.items() if holder != name}
+    for number in [number for number, holder in port.held.items() if holder == name] if port else []:
+        _give_back(port, number)
     sim.vmdq.lists.get(net.lowers[0], {}).pop(name, None)
+
+
+def _give_back(port: Port, number: int) -> None:
+    del port.held[number]
+    if port.card:
+        port.card.give_back(number)
 
 
 def _del(sim: SimKernel, name: str) -> None:
@@ -231,13 +254,20 @@ def linkinfo(net: Any) -> dict[str, Any]:
 
 
 def nodes(sim: SimKernel, netdev: str, path: str) -> dict[str, str]:
-    """queues/tx-N/traffic_class: '0-P' for a queue of pool P, '0' for one of the port (traffic_class_show); two queues a pool (lab)."""
+    """queues/tx-N/traffic_class: '0-P' for a queue of pool P, '0' for one of the port, EINVAL for one of a pool that nobody has
+    (traffic_class_show). The double has two queues a pool (lab)."""
     port = _port(sim, netdev)
     if port is None:
         return {}
-    found = {f"{path}/queues/tx-{n}/traffic_class": "0\n" for n in range(2)}
-    for pool in port.held:
-        found.update({f"{path}/queues/tx-{2 * pool + n}/traffic_class": f"0-{pool}\n" for n in range(2)})
+    held = frozenset(port.held)
+    if port.card:
+        classes = port.card.classes(_vfs_of(sim, netdev), held)
+    else:
+        classes = ["0", "0", *(f"0-{pool}" if pool in held else None for pool in range(1, max(held, default=0) + 1) for _queue in range(2))]
+    found = {f"{path}/queues/tx-{n}/traffic_class": f"{text}\n" for n, text in enumerate(classes) if text is not None}
+    function = next((f for f in sim.functions.values() if f.ifname == netdev), None)
+    if port.card and function:
+        found.update({f"{function.path}/msi_irqs/{100 + n}": "msix\n" for n in range(port.card.vectors())})
     return found
 
 
@@ -252,9 +282,10 @@ def run(sim: SimKernel, argv: list[str]) -> tuple[int, str, str] | None:
         return None
     port = _port(sim, argv[2])
     if argv[1] == "-l":
-        return _channels(port)
+        return _channels(port, _vfs_of(sim, argv[2]))
     if argv[1] == "-L" and port:
-        return _set_channels(port, dict(zip(argv[3::2], map(int, argv[4::2]))))
+        sim._tree = None
+        return _set_channels(port, dict(zip(argv[3::2], map(int, argv[4::2]))), _vfs_of(sim, argv[2]))
     if argv[1] == "-k" and argv[2] in sim.netdevs():
         # Every network device shows it (netdev_features_strings in net/ethtool/common.c), with the others that it has.
         shown = f"l2-fwd-offload: {'on' if port and port.on else 'off'}{'' if port and not port.fixed else ' [fixed]'}\n"
@@ -276,12 +307,12 @@ def _fdb(sim: SimKernel) -> list[dict[str, Any]]:
     return every + own
 
 
-def _channels(port: Port | None) -> tuple[int, str, str]:
+def _channels(port: Port | None, vfs: int) -> tuple[int, str, str]:
     if port is None:
         return 1, "", "netlink error: Operation not supported\n"
-    most = port.beside_pools if port.laid_out and port.beside_pools else None
-    limits = {kind: min(number, most or number) for kind, number in port.max_queues.items()}
-    now = {kind: min(number, most or number) for kind, number in port.queues.items()}
+    limits, now = port.max_queues, port.queues
+    if port.card:
+        limits, now = ({"combined": number} for number in port.card.channels(vfs))
 
     def lines(values: dict[str, int]) -> str:
         names = (("RX", "rx"), ("TX", "tx"), ("Other", "other"), ("Combined", "combined"))
@@ -290,10 +321,12 @@ def _channels(port: Port | None) -> tuple[int, str, str]:
     return 0, f"Channel parameters:\nPre-set maximums:\n{lines(limits)}Current hardware settings:\n{lines(now)}", ""
 
 
-def _set_channels(port: Port, wanted: dict[str, int]) -> tuple[int, str, str]:
-    most = port.beside_pools if port.laid_out and port.beside_pools else max(port.max_queues.values())
-    if any(number > min(most, port.max_queues.get(kind, 0)) for kind, number in wanted.items()):
-        return 1, "", "netlink error: requested channel count exceeds maximum\n"
+def _set_channels(port: Port, wanted: dict[str, int], vfs: int) -> tuple[int, str, str]:
+    too_many = 1, "", "netlink error: requested channel count exceeds maximum\n"
+    if port.card:
+        return (0, "", "") if list(wanted) == ["combined"] and port.card.set_channels(wanted["combined"], vfs) else too_many
+    if any(number > port.max_queues.get(kind, 0) for kind, number in wanted.items()):
+        return too_many
     port.queues.update(wanted)
     return 0, "", ""
 
@@ -301,12 +334,15 @@ def _set_channels(port: Port, wanted: dict[str, int]) -> tuple[int, str, str]:
 def _set_feature(sim: SimKernel, netdev: str, port: Port, on: bool) -> tuple[int, str, str]:
     if port.fixed:
         return 1, "", "Could not change any device features\n"
+    said = port.card.feature(on, _vfs_of(sim, netdev)) if port.card and on != port.on else ""
+    if said:
+        return 1, "", said
     if not on:
         # All fall back and stay up (lab).
         for name in port.held.values():
             if name in sim.nets:
                 sim.vmdq.lists.setdefault(netdev, {})[name] = sim.nets[name].mac
         port.held.clear()
-        port.laid_out = False
     port.on = on
+    sim._tree = None
     return 0, "", ""

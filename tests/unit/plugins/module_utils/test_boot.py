@@ -131,7 +131,7 @@ def test_what_is_installed_starts(tmp_path):
     """The real sources, as the door packs them, with the flags of the unit; a wrong call says how it is used."""
     host = Host(files=FileSystem(str(tmp_path)), run=lambda argv: (0, "", ""), sources=sources, python=sys.executable)
     version = boot.version(sources())
-    boot.install(host, {"version": version, "declared": [PF1], "ours": [PF1], "previous": {"version": None, "files": {}}})
+    boot.install(host, {"version": version, "declared": [PF1], "ours": [PF1], "stations": [], "previous": {"version": None, "files": {}}})
     folder = str(tmp_path) + boot.CURRENT
     assert os.path.realpath(folder).endswith(version)
     done = subprocess.run([sys.executable, "-I", folder, "nonsense"], capture_output=True, text=True, check=False)

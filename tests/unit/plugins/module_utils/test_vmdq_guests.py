@@ -9,7 +9,14 @@ from __future__ import annotations
 import pytest
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_vmdq
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.guests_hosts import Host, converged, guest, refused
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import DOUBLE, at, call, stations
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
+    DOUBLE,
+    I40E,
+    IXGBE,
+    at,
+    call,
+    stations,
+)
 
 PORT = "enp195s0"
 STATION = {"model": "vmdq", "parent": PORT}
@@ -64,6 +71,33 @@ def test_more_guests_than_pools():
     converged(it, guest("g1", STATION))
     # One that runs is not asked again; one that is only defined needs none.
     converged(it, guest("g1", STATION), guest("g2", STATION, state="present"))
+
+
+def on_port(address, **before):
+    """The host with the feature on at a port, after what was done before."""
+    sim = stations()
+    sim.files["/proc/meminfo"] = "MemTotal:        4000000 kB\n"
+    sim._tree = None
+    call(sim, vmdq=[at(address, offload=True)], **before)
+    return Host(sim)
+
+
+def test_vfs_have_pools_that_guests_cannot_have():
+    it = on_port(IXGBE, sriov=[at(IXGBE, vf_count=62)])
+    mine = {**STATION, "parent": "enp193s0"}
+    refused(it, guest("g1", mine), guest("g2", mine), says="has no pool left for it: 63 in all, 62 held by 62 VFs")
+    converged(it, guest("g1", mine))
+
+
+def test_a_guest_does_not_crash_the_host_by_its_first_station_on_i40e():
+    it = on_port(I40E)
+    it.sim.vmdq.ports[I40E].card.set_channels(8, 0)
+    it.sim._tree = None
+    mine = {**STATION, "parent": "enp194s0"}
+    refused(it, guest("g1", mine), says="8 combined queues may be fewer than i40e gives to its stations")
+    it.sim.vmdq.ports[I40E].card.set_channels(32, 0)
+    it.sim._tree = None
+    converged(it, guest("g1", mine))
 
 
 def test_a_pool_that_went_meanwhile_fails_the_start_and_the_guest_does_not_run():

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import users
+from ansible_collections.iovirt.host.plugins.module_utils._engine import replay, users
 from ansible_collections.iovirt.host.plugins.module_utils._engine.model import User
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_vmdq
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
@@ -231,7 +231,6 @@ def test_queues_that_the_layout_of_stations_leaves_no_room_for():
 def test_queues_are_given_back_after_the_feature():
     """ixgbe keeps the layout of its pools until the feature is off, and has no room for the queues of before so long."""
     sim = stations()
-    sim.vmdq.ports[IXGBE].queues = {"combined": 32}
     before = sim.snapshot()["vmdq"]
     call(sim, vmdq=[at(IXGBE, queues={"combined": 2}, stations=[{"name": "x0"}])])
     assert kinds(converged(sim, vmdq=[at(IXGBE, state="absent")])) == ["set_station", "set_offload", "set_queues"]
@@ -240,7 +239,6 @@ def test_queues_are_given_back_after_the_feature():
 
 def test_queues_that_have_no_room_beside_the_stations_of_others_stay():
     sim = stations()
-    sim.vmdq.ports[IXGBE].queues = {"combined": 32}
     call(sim, vmdq=[at(IXGBE, queues={"combined": 2}, stations=[{"name": "x0"}])])
     foreign(sim, "theirs", lower="enp193s0")
     result = converged(sim, vmdq=[at(IXGBE, state="absent")])
@@ -270,3 +268,81 @@ def test_exclusive_with_an_empty_list_gives_all_back():
     assert result["changed"] and sim.snapshot()["vmdq"] == before
     assert sim.files.get("/etc/iovirt/vmdq.json") is None and "/etc/modprobe.d/zz-iovirt-vmdqsim.conf" not in sim.files
     quiet(sim, vmdq=[], exclusive=("vmdq",))
+
+
+# --- Network managers -------------------------------------------------------------------------------------------------
+
+
+def rules(sim):
+    return sim.files.get("/etc/udev/rules.d/99-iovirt.rules", "")
+
+
+def test_network_managers_are_kept_off_macvtaps_alone():
+    """A macvlan is for the host or a container, and has who configures it; a macvtap is a guest's."""
+    sim = stations()
+    mark = 'SUBSYSTEM=="net", ACTION!="remove", ENV{DEVTYPE}=="macvtap", KERNEL=="mv1", ENV{ID_NET_MANAGED_BY}="iovirt.host", ENV{NM_UNMANAGED}="1"\n'
+    done = converged(sim, vmdq=[at(DOUBLE, stations=TWO)])
+    assert mark in rules(sim) and "mv0" not in rules(sim)
+    # Before the station is there.
+    assert [a["action"] for a in done["actions"]].index("install_replay") < [a["action"] for a in done["actions"]].index("set_station")
+    assert done["diff"] and not any("mv1" in str(part) and "devices" in str(part) for part in done["actions"][0].get("after", {}).values())
+    converged(sim, vmdq=[at(DOUBLE, stations=TWO[:1])])
+    assert "macvtap" not in rules(sim)
+    converged(sim, vmdq=[at(DOUBLE, stations=[{"name": "a*[b]", "kind": "macvtap"}])])
+    assert 'KERNEL=="a[*][[]b[]]"' in rules(sim)
+
+
+def test_a_station_that_changes_its_kind_changes_hands():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=TWO)])
+    converged(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv0", "kind": "macvtap"}, {**TWO[1], "kind": "macvlan"}])])
+    assert 'KERNEL=="mv0"' in rules(sim) and "mv1" not in rules(sim)
+    sim.reboot()
+    result = replay.run(sim.host(environment={}, sources=None), None)
+    assert result["failures"] == {} and 'KERNEL=="mv0"' in rules(sim)
+
+
+# --- From one port to another -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("giver_first", [True, False])
+@pytest.mark.parametrize("leave", [{"stations": []}, {"state": "absent"}, {"stations": [{"name": "mv1"}]}])
+def test_a_station_changes_its_port_in_one_call(giver_first, leave):
+    sim = stations()
+    mac = "52:54:00:0c:00:01"
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv0", "mac": mac}, {"name": "mv1"}])])
+    wishes = [at(DOUBLE, **leave), at(I40E, stations=[{"name": "mv0", "mac": mac}])]
+    converged(sim, vmdq=wishes if giver_first else wishes[::-1])
+    assert sim.nets["mv0"].lowers == ["enp194s0"] and held(sim, I40E) == ["mv0"]
+    assert held(sim) == (["mv1"] if leave.get("stations") else [])
+
+
+def test_an_address_changes_its_port_in_one_call():
+    sim = stations()
+    mac = "52:54:00:0c:00:01"
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv0", "mac": mac}])])
+    converged(sim, vmdq=[at(I40E, stations=[{"name": "i0", "mac": mac}]), at(DOUBLE, stations=[{"name": "mv1"}])])
+    assert "mv0" not in sim.nets and sim.nets["i0"].mac == mac
+
+
+def test_two_ports_that_exchange_their_stations_need_a_call_more():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "a"}]), at(I40E, stations=[{"name": "b"}])])
+    refused(sim, "is taken", vmdq=[at(DOUBLE, stations=[{"name": "b"}]), at(I40E, stations=[{"name": "a"}])])
+
+
+def test_a_port_that_cannot_give_its_station_up_keeps_it():
+    sim = stations()
+    call(sim, vmdq=[at(DOUBLE, stations=[{"name": "mv0"}])])
+    seen = sim.run
+
+    def late(argv, *rest):
+        if argv[:2] == ["ip", "-batch"] and rest and rest[0].startswith("link del dev mv0"):
+            return 1, "", "RTNETLINK answers: Device or resource busy\nCommand failed -:1\n"
+        return seen(argv, *rest)
+
+    sim.run = late
+    before = sim.snapshot()["vmdq"]
+    result = call(sim, vmdq=[at(DOUBLE, stations=[]), at(I40E, stations=[{"name": "mv0"}])])
+    assert set(result["failures"]) == {DOUBLE, I40E} and "something else by now" in result["failures"][I40E]
+    assert sim.snapshot()["vmdq"] == before
