@@ -154,8 +154,13 @@ class Lab:
         """Out and in again: the boot id tells one boot from the next."""
         before = self.shell("cat /proc/sys/kernel/random/boot_id")
         self.shell("systemd-run --on-active=1 systemctl reboot")
-        for _round in range(180):
-            time.sleep(5)
+        port = hosts.need_running(NAME).port
+        end = time.monotonic() + 900
+        while time.monotonic() < end:
+            time.sleep(1)
+            # Asked before sshd is there, ssh takes most of a minute to give up.
+            if not ssh.greets(port):
+                continue
             try:
                 if self.shell("cat /proc/sys/kernel/random/boot_id && systemctl is-active multi-user.target").split()[0] != before:
                     return
