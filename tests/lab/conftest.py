@@ -195,7 +195,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def wishes(lab: Lab) -> dict[str, Any]:
     """What the host is meant to be, as arguments of the module `devices`. On a bare host it is first made so."""
     variables = yaml.safe_load(SCENARIO.read_text())
-    if lab.shell("ls /sys/kernel/iommu_groups") == "":
+    # A host with AMD-Vi has its IOMMU on without us: what we have made is told by the replay of a boot.
+    if lab.shell("ls /run/iovirt-replay.json 2>/dev/null || true") == "":
         lab.playbook("iovirt.host.site", variables)
     lab.replayed = lab.shell("cat /run/iovirt-replay.json")
     return {"sriov": _listed(variables["sriov_devices"]), "vfio": _listed(variables["vfio_devices"])}
