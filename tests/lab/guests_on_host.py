@@ -33,12 +33,17 @@ ADDRESSES = {
 }
 MACS = {key: f"52:54:00:09:00:{number:02x}" for number, key in enumerate(ADDRESSES, 1)}
 
+#: Sixteen-bit code that sends each byte behind it to the first serial port, up to a zero, and halts; then what it says, and the mark of a
+#: boot sector.
+_CODE = bytes.fromhex("fafc31c08ed8be177cbaf803ac84c07403eeebf8f4ebfd")
+BOOT_SECTOR = (_CODE + b"tiny: up\r\n").ljust(510, b"\0") + b"\x55\xaa"
+
 #: The guest, its disks, and an image that is had from a URL.
 KIT = """
 set -e
 sh /run/iovirt-lab/make @IMAGES@/tiny.img
 install -m 644 /boot/vmlinuz-$(uname -r) @IMAGES@/tiny-kernel; chmod 644 @IMAGES@/tiny.img
-truncate -s 24M @IMAGES@/tiny-scsi.raw; truncate -s 8M @IMAGES@/tiny-defined.raw
+truncate -s 24M @IMAGES@/tiny-scsi.raw; printf '@BOOT_SECTOR@' >@IMAGES@/tiny-ide.raw; truncate -s 8M @IMAGES@/tiny-ide.raw
 mkdir -p /run/iovirt-lab/web; cd /run/iovirt-lab/web; echo "an image" >tiny.raw; truncate -s 32M tiny.raw; sha256sum tiny.raw >sums
 systemctl is-active -q iovirt-lab-web || systemd-run --quiet --collect --unit=iovirt-lab-web python3 -m http.server --bind 127.0.0.1 -d /run/iovirt-lab/web 8099
 """
@@ -69,7 +74,7 @@ TEAR_DOWN = """
 for g in $(virsh list --name); do virsh destroy $g; done
 for g in $(virsh list --all --name); do virsh undefine --nvram $g; done
 rm -rf /run/iovirt-lab/web; systemctl stop iovirt-lab-web
-rm -f /etc/iovirt/guests.json @IMAGES@/tiny* @IMAGES@/*-seed.iso @LOG@/every* @LOG@/beside* @LOG@/whole* @LOG@/again*
+rm -f /etc/iovirt/guests.json @IMAGES@/tiny* @IMAGES@/*-seed.iso @LOG@/every* @LOG@/beside* @LOG@/software* @LOG@/whole* @LOG@/again*
 ip netns del far; ip link del br-guests; virsh net-destroy default
 modprobe -r scsi_debug
 systemctl disable --quiet libvirtd.service
@@ -81,7 +86,8 @@ sleep 1; true
 
 
 def of_host(lab: Any, script: str) -> str:
-    for word, value in (("@IMAGES@", IMAGES), ("@LOG@", LOG), ("@NEAR@", lab.near), ("@FAR@", lab.far)):
+    sector = "".join(f"\\{byte:03o}" for byte in BOOT_SECTOR)
+    for word, value in (("@IMAGES@", IMAGES), ("@LOG@", LOG), ("@NEAR@", lab.near), ("@FAR@", lab.far), ("@BOOT_SECTOR@", sector)):
         script = script.replace(word, value)
     text: str = lab.shell(script, limit=240)
     return text
