@@ -46,6 +46,7 @@ HOST_PACKAGES = [
     "python3",
     "python3-libvirt",
     "qemu-system-x86",
+    "qemu-utils",
     "systemd-sysv",
     "udev",
     "zstd",

@@ -9,28 +9,12 @@ What came true is asked of lspci, the kernel log, lsinitramfs and sysfs, never o
 from __future__ import annotations
 
 import json
-import subprocess
-import time
 from typing import Any
 
 import pytest
 
 EDU: dict[str, Any] = {"match": {"vendor": ["1234"], "device": ["11e8"]}}
 SCRIPT = "scripts/init-top/00-iovirt-vfio"
-
-
-def reboot(lab: Any) -> None:
-    """Out and in again: the boot id tells one boot from the next."""
-    before = lab.shell("cat /proc/sys/kernel/random/boot_id")
-    lab.shell("systemd-run --on-active=1 systemctl reboot")
-    for _round in range(120):
-        time.sleep(5)
-        try:
-            if lab.shell("cat /proc/sys/kernel/random/boot_id && systemctl is-active multi-user.target").split()[0] != before:
-                return
-        except (AssertionError, subprocess.TimeoutExpired):
-            continue
-    raise AssertionError("the host did not come back within 10 minutes")
 
 
 def held_by(lab: Any, address: str) -> str:
@@ -91,7 +75,7 @@ def test_a_port_is_claimed_before_its_own_driver_and_its_twin_is_not(wishes: Any
     again = lab.module("vfio", devices=[wish])
     assert again["changed"] is False and again["actions"] == [], again
     assert lab.shell("stat -c %Y /boot/initrd.img-$(uname -r)") == made
-    reboot(lab)
+    lab.reboot()
     assert held_by(lab, port) == "vfio-pci"
     assert held_by(lab, twin) == "igb"
     log = lab.shell("journalctl -k -b -o short-monotonic --no-pager | grep -E ' igb [0-9a-f:.]+: ' || true")

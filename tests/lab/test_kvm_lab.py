@@ -1,7 +1,7 @@
 # Copyright: the iovirt.host authors
 # GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A KVM host on a real kernel: made, kept over a reboot, given back.
+"""A KVM host on a real kernel: made, kept over a reboot with a guest that starts with it and has a VF, given back.
 
 What came true is asked of virsh, systemctl, /proc and sysfs. The packages are in the image. Both flavours will do; that with
 AMD-Vi has the IOMMU that virt-host-validate expects of its processor.
@@ -13,6 +13,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ansible_collections.iovirt.host.tests.lab.guests_on_host import (
+    FAR,
+    MACS,
+    given_back,
+    guest,
+    kit,
+    nics,
+    of_host,
+    reached,
+    started,
+    state_of_vfs,
+    succeeded,
+    vf,
+)
+from ansible_collections.iovirt.host.tests.lab.guests_on_host import quiet as guest_is_quiet
 
 USER, POOL = "iovirt-lab", "/var/lib/iovirt-lab-pool"
 NETWORK = {"name": "iovirt-lab", "mode": "nat", "address": "10.177.0.1/24", "dhcp_start": "10.177.0.10", "dhcp_end": "10.177.0.20"}
@@ -47,8 +62,9 @@ grep -o 'linux.*' /boot/grub/grub.cfg
 def host(lab: Any) -> Iterator[Any]:
     lab.shell(f"modprobe kvm_amd; id {USER} >/dev/null 2>&1 || useradd {USER}")
     yield lab
-    given = lab.module("kvm", state="absent")
-    assert not given["failed"], given
+    if lab.shell("ls /etc/iovirt/kvm.json 2>/dev/null || true"):
+        given = lab.module("kvm", state="absent")
+        assert not given["failed"], given
     lab.shell(f"userdel {USER}; rmdir {POOL} 2>/dev/null || true")
 
 
@@ -75,26 +91,52 @@ def test_what_the_host_says_of_itself_is_what_others_say(host: Any) -> None:
     assert (found["device assignment IOMMU support"] == "pass") == ("IVRS" in host.shell("ls /sys/firmware/acpi/tables"))
 
 
-def test_a_kvm_host_is_made_is_there_after_a_boot_and_is_given_back(host: Any) -> None:
-    before = host.shell(STATE)
-    announced = host.module("kvm", check=True, **WISH)
-    assert not announced["failed"], announced
-    assert host.shell(STATE) == before
-    done = host.module("kvm", **WISH)
-    assert not done["failed"], done
-    assert done["actions"] == announced["actions"]
-    assert done["reboot_required"] is False
-    as_wished(host)
-    # By the role, with the same variables; the packages are in the image.
-    variables = {f"kvm_{name}": value for name, value in WISH.items()}
-    assert "changed=0" in host.playbook("iovirt.host.site", {**variables, "kvm_packages": []})
-    host.reboot()
-    as_wished(host)
-    assert "hugepagesz=2M hugepages=1:16" in host.shell("cat /proc/cmdline")
-    quiet(host, WISH)
-    given = host.module("kvm", state="absent")
-    assert not given["failed"], given
-    assert host.shell(STATE) == before
+def test_a_kvm_host_is_made_is_there_after_a_boot_with_its_guest_and_is_given_back(host: Any, wishes: dict[str, Any]) -> None:
+    with kit(host, wishes):
+        before = host.shell(STATE)
+        announced = host.module("kvm", check=True, **WISH)
+        assert not announced["failed"], announced
+        assert host.shell(STATE) == before
+        done = host.module("kvm", **WISH)
+        assert not done["failed"], done
+        assert done["actions"] == announced["actions"]
+        assert done["reboot_required"] is False
+        as_wished(host)
+        # By the role, with the same variables; the packages are in the image.
+        variables = {f"kvm_{name}": value for name, value in WISH.items()}
+        assert "changed=0" in host.playbook("iovirt.host.site", {**variables, "kvm_packages": []})
+
+        vfs = state_of_vfs(host)
+        ports = [{**wish, "up": True} if "igb" in wish["match"].get("driver", ()) else wish for wish in wishes["sriov"]]
+        assert not host.apply({**wishes, "sriov": ports})["failed"]
+        # It was defined and never started: what starts it is libvirt, and by then the replay has made its VF.
+        again = guest("again", vf("again"), state="present", autostart=True)
+        succeeded(host, again)
+        host.reboot()
+        as_wished(host)
+        assert "hugepagesz=2M hugepages=1:16" in host.shell("cat /proc/cmdline")
+        assert began(host, "iovirt-replay.service", "Exit") < began(host, "libvirtd.service", "Start")
+        assert nics(started(host, "again")) == {MACS["again"]: "igbvf"}
+        of_host(host, FAR)
+        assert reached(host, "far/10.9.4.9") == {"far/10.9.4.9"}
+        quiet(host, WISH)
+        guest_is_quiet(host, again)
+        devices = host.apply({**wishes, "sriov": ports})
+        assert devices["changed"] is False and not devices["failed"], devices
+
+        refused = host.module("kvm", check=True, state="absent")
+        assert refused["failed"] and "guests run (again)" in refused["msg"], refused
+        given_back(host, vfs, wishes)
+        given = host.module("kvm", state="absent")
+        assert not given["failed"], given
+        assert host.shell(STATE) == before
+
+
+def began(host: Any, unit: str, what: str) -> int:
+    """Microseconds after the boot."""
+    moment = int(host.shell(f"systemctl show -P ExecMain{what}TimestampMonotonic {unit}"))
+    assert moment > 0, (unit, what)
+    return moment
 
 
 def as_wished(host: Any) -> None:

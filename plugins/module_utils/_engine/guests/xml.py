@@ -24,8 +24,9 @@ CPU = {"kvm": "host-passthrough", "tcg": "maximum"}
 _CPU_MODES = ("host-passthrough", "host-model", "maximum")
 
 #: Enlightenments that Windows is known to profit from, as libvirt's documentation of <hyperv> and QEMU's
-#: docs/system/i386/hyperv.rst have them; stimer needs synic and vpindex.
+#: docs/system/i386/hyperv.rst have them; stimer needs synic, vpindex and the reference counter (_HYPERV_CLOCK): without it QEMU does not start.
 _HYPERV = ("relaxed", "vapic", "spinlocks", "vpindex", "runtime", "synic", "stimer", "frequencies")
+_HYPERV_CLOCK = "hypervclock"
 
 _BOOT = {"disk": "hd", "network": "network", "cdrom": "cdrom"}
 
@@ -84,7 +85,7 @@ def build(wish: Wish, around: Around) -> Wanted:
     _add_os(root, wish, around, made)
     _add_features(root, wish, around, made)
     _add_cpu(root, wish, around, accel or "kvm")
-    _add_clock(root, wish, around)
+    _add_clock(root, wish, around, made)
     devices = Element("devices")
     _add_disks(devices, wish, around, made)
     _add_network(devices, wish, around, made)
@@ -230,13 +231,18 @@ def _add_cpu(root: Element, wish: Wish, around: Around, accel: str) -> None:
         root.append(element)
 
 
-def _add_clock(root: Element, wish: Wish, around: Around) -> None:
-    kvmclock = wish.get("cpu", {}).get("kvmclock")
-    if kvmclock is None and not around.fresh:
+def _add_clock(root: Element, wish: Wish, around: Around, made: _Made) -> None:
+    cpu = wish.get("cpu", {})
+    timers = {"kvmclock": cpu["kvmclock"]} if "kvmclock" in cpu else {}
+    if cpu.get("hyperv"):
+        timers[_HYPERV_CLOCK] = True
+    elif "hyperv" in cpu:
+        made.absent.add(f"clock/timer[{_HYPERV_CLOCK}]")
+    if not timers and not around.fresh:
         return
     clock = _sub(root, "clock", offset="utc" if around.fresh else None)
-    if kvmclock is not None:
-        _sub(clock, "timer", name="kvmclock", present=_yes(kvmclock))
+    for name, present in timers.items():
+        _sub(clock, "timer", name=name, present=_yes(present))
 
 
 # --- Disks -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.guests_host
     refused,
     vf,
 )
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Pci
 
 VIRTIO = {"model": "virtio", "bridge": "br0"}
 
@@ -470,6 +471,43 @@ def test_a_function_that_another_guest_has(host):
     for state in ("running", "stopped"):
         converged(host, guest("a", whole, state=state))
         refused(host, guest("b", whole), says=f"network[0]: {hosts.EDU} is in use by the guest a.")
+
+
+def test_memory_that_is_pinned_has_to_fit_together(host):
+    """3906 MiB: each for itself would fit."""
+    wishes = [guest("a", vf(), memory="2G"), guest("b", memory="2G", locked=True)]
+    refused(host, *wishes, says="the guests a, b have functions or locked memory, so theirs is pinned: 4096 MiB in all, and this host has 3906")
+    converged(host, wishes[0], guest("b", memory="2G"), guest("c", memory="1G", locked=True))
+
+
+def test_a_group_goes_to_one_guest_or_not_at_all(host):
+    """What the guest takes as well is in nobody's way."""
+    card = "0000:00:0a.0"
+    host.sim.add(Pci(card, "8086:10d3", "020000", ifname="eth7", mac="52:54:00:00:00:77"))
+    host.sim.shared_groups = {hosts.EDU: "a", card: "a"}
+    host.sim.reboot()
+    edu, sibling = ({"model": "passthrough", "address": address} for address in (hosts.EDU, card))
+    said = refused(host, guest("g1", edu), says=f"network[0]: {hosts.EDU}: ")
+    assert f"{card}, which the host uses (driver e1000e)" in said and "allow: [group]" in said
+    converged(host, guest("g1", edu, sibling))
+
+
+def test_a_disk_that_is_mounted(host):
+    disk = host.sim.blocks[-1]
+    host.sim.files["/proc/self/mountinfo"] += hosts.mount(disk.number, "/srv", f"/dev/{disk.name}")
+    host.sim._tree = None
+    said = refused(host, guest("g1", disks=[{"model": "nvme", "address": hosts.NVME}]), says=f"disks[0]: {hosts.NVME}: ")
+    assert "/srv" in said and "allow: [boot_disk]" in said
+
+
+def test_the_card_of_the_console(host):
+    cards = ["0000:00:0b.0", "0000:00:0c.0"]
+    for address in cards:
+        host.sim.add(Pci(address, "1234:1111", "030000", boot_vga=address == cards[0]))
+    host.sim.reboot()
+    shown, other = ({"model": "passthrough", "address": address} for address in cards)
+    assert "allow: [console]" in refused(host, guest("g1", display=shown), says=f"display: {cards[0]}: ")
+    converged(host, guest("g1", display=other))
 
 
 def test_two_declarations_of_one_guest(host):

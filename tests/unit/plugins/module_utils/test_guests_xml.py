@@ -115,7 +115,7 @@ CHANGES = [
     ({"vcpus": 1}, ["vcpu is 2 and not 1", "vcpu@current is 2 and not 1"]),
     ({"machine": "q35"}, []),
     ({"machine": "pc"}, ["os/type@machine is pc-q35-10.0 and not pc"]),
-    ({"cpu": {"hyperv": False}}, ["features/hyperv is there"]),
+    ({"cpu": {"hyperv": False}}, ["clock/timer[hypervclock] is there", "features/hyperv is there"]),
     ({"cpu": {"pinning": [{"vcpus": "0", "cpus": "0-1"}]}}, ["cputune/vcpupin[1] is there"]),
     ({"cpu": {"pinning": [{"vcpus": "1", "cpus": "1"}]}}, ["cputune/vcpupin[1]@cpuset is 0-1 and not 1", "cputune/vcpupin[0] is there"]),
     ({"cpu": {"pinning": []}}, ["cputune/vcpupin[0] is there", "cputune/vcpupin[1] is there"]),
@@ -139,6 +139,23 @@ def test_what_differs_by_meaning(change, said):
     touched = {path for path in {*before, *after} if before.get(path) != after.get(path)}
     named = tuple(compare.owner(text.split(" is ")[0]) for text in said)
     assert all(path.startswith(named) for path in touched) if said else touched == set()
+
+
+#: What QEMU wants beside an enlightenment: `dependencies` in kvm_hyperv_properties (target/i386/kvm/kvm.c of QEMU 10.0), by libvirt's names.
+HYPERV_NEEDS = {"synic": {"vpindex"}, "stimer": {"synic", "hypervclock"}, "tlbflush": {"vpindex"}, "ipi": {"vpindex"}, "evmcs": {"vapic"}}
+
+
+def test_enlightenments_have_what_qemu_wants_beside_them():
+    """Without, libvirt takes the definition and QEMU does not start."""
+    root = wanted({"name": "g", "cpu": {"hyperv": True}}).root
+    given = {element.tag for element in root.find("features/hyperv") if element.get("state") == "on"}
+    given |= {timer.get("name") for timer in root.iterfind("clock/timer") if timer.get("present") == "yes"}
+    assert "stimer" in given
+    for name in given & set(HYPERV_NEEDS):
+        assert HYPERV_NEEDS[name] <= given, name
+    # And they go together.
+    merged = compare.merged(root, wanted({"name": "g", "cpu": {"hyperv": False}}))
+    assert merged.find("features/hyperv") is None and merged.find("clock/timer[@name='hypervclock']") is None
 
 
 def test_back_from_uefi():
