@@ -18,6 +18,7 @@ from .. import sysfs
 from ..errors import EngineError
 from ..host import Files
 from ..model import Function
+from . import ap
 
 PARENTS = "/sys/class/mdev_bus"
 DEVICES = "/sys/bus/mdev/devices"
@@ -39,6 +40,7 @@ def read(files: Files) -> dict[str, Any]:
         "parents": {name: types(files, name) for name in files.names(PARENTS)},
         "devices": {uuid: device(files, uuid) for uuid in files.names(DEVICES)},
         "defined": {parent: _definitions(files, parent) for parent in files.names(DEFINED)},
+        "ap": ap.read(files),
     }
 
 
@@ -60,12 +62,13 @@ def _number(text: str | None) -> int:
 
 
 def device(files: Files, uuid: str) -> dict[str, Any]:
-    """A device that is there: its parent, its type and its IOMMU group."""
-    path = f"{DEVICES}/{uuid}"
+    """A device that is there: its parent, its type, its IOMMU group, and of vfio-ap what it was assigned."""
+    path, parent = f"{DEVICES}/{uuid}", parent_of(files, uuid)
     return {
-        "parent": parent_of(files, uuid),
+        "parent": parent,
         "type": files.link(f"{path}/mdev_type") or "",
         "group": files.link(f"{path}/iommu_group"),
+        "matrix": ap.of_device(files, path) if parent == ap.PARENT else None,
     }
 
 

@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..host import Host
+from ..mdev import ap, room
 from ..mdev import facts as reading
-from ..mdev import room
 from ..model import CERTAIN, PREDICTED, Action, Function, Plan, Refusal, State, User
 from ..plain import dataclass
 from . import common
@@ -193,8 +193,9 @@ def _converge(state: State, targets: Sequence[Target], options: Options) -> Plan
     entry = common.stored_entry(state, NAME, parent)
     known = _known(entry)
     whole = {name: _filled(state, parent, name, device, known) for name, device in wanted.items()}
-    if common.refuse_all(result, _taken(state, first, whole, known)):
+    if common.refuse_all(result, _wrong_queues(state, first, whole, known) or _taken(state, first, whole, known)):
         return result
+    result.warnings += _missing_queues(state, parent, whole)
     wish = {"devices": [{"uuid": name, **device} for name, device in whole.items()], "named_after": _named_after(state, parent)}
     result.warnings += common.overruled(state, NAME, parent, wish, options)
     origins = _origins(entry)
@@ -291,11 +292,51 @@ def _taken_by(state: State, parent: str, name: str, wanted: Mapping[str, Any], o
         return None
     if found and found["type"] != wanted["type"]:
         return f"is of a {found['type']}, which the collection did not make."
-    if found and (defined or {}).get("attributes", []) != wanted["attributes"]:
+    if found and _other_attributes(found, wanted["attributes"], (defined or {}).get("attributes", [])):
         return "is of a device that the collection did not make, with other attributes or some that nobody knows."
     if defined and defined.get("type") != wanted["type"]:
         return f"is defined with the type {defined.get('type')}, and the collection did not do that."
     return None
+
+
+def _other_attributes(found: Mapping[str, Any], wanted: Sequence[Mapping[str, str]], known: Sequence[Mapping[str, str]]) -> bool:
+    """Has a device that is there others than are wished? vfio-ap alone tells of its own; else those count that are known of it."""
+    if found["matrix"] is not None:
+        return bool(found["matrix"] != ap.wanted(wanted))
+    return known != wanted
+
+
+def _wrong_queues(state: State, target: Target, whole: Mapping[str, Any], known: Mapping[str, Any]) -> list[Refusal]:
+    """Queues that the host keeps, or that a sibling has (vfio-ap)."""
+    bus, parent = state.more[NAME]["ap"], target.function.address
+    if parent != ap.PARENT or not bus:
+        return []
+    there = state.more[NAME]["devices"].items()
+    # What a call gives back, or gives another matrix, it stops before it starts anything.
+    taken = {name: found["matrix"] for name, found in there if found["matrix"] is not None and name not in whole and name not in known}
+    for name, device in whole.items():
+        try:
+            matrix = ap.wanted(device["attributes"])
+        except ValueError as error:
+            return [_refusal(target, f"the kernel would not take the attribute {error}.", "Write numbers, as in '0x05' or '5'.")]
+        wrong = ap.against(bus, matrix, taken)
+        if wrong:
+            return [_refusal(target, f"the mediated device {name}: {wrong[0]}", wrong[1])]
+        taken[name] = matrix
+    return []
+
+
+def _missing_queues(state: State, parent: str, whole: Mapping[str, Any]) -> list[str]:
+    """Queues that vfio_ap has not: a device may have them all the same, for when they come."""
+    bus = state.more[NAME]["ap"]
+    if parent != ap.PARENT or not bus:
+        return []
+    return [
+        f"{parent}: the mediated device {name} is to have {', '.join(queues)}, which the driver {ap.DRIVER} does not have: until it has, "
+        f"a guest gets nothing of adapter {adapter} (cards older than CEX4 it never takes)."
+        for name, device in whole.items()
+        for adapter, queues in ap.missing(bus, ap.wanted(device["attributes"])).items()
+    ]
 
 
 def _in_use(result: Plan, state: State, steps: _Steps, for_good: Sequence[str], options: Options) -> bool:
@@ -318,6 +359,10 @@ def _held(parent: str, name: str, user: User) -> Refusal:
     return Refusal(parent, reason, "Stop who uses it first; nothing was changed.")
 
 
+def _moved(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    return bool(found and found["matrix"] is not None and found["matrix"] != ap.wanted(wanted["attributes"]))
+
+
 class _Steps:
     """The steps on one parent: first what goes, then the definitions, then what comes."""
 
@@ -332,8 +377,8 @@ class _Steps:
         found = self.state.more[NAME]["devices"].get(name)
         if self.keeper:
             self._define(name, dict(wanted))
-        # Attributes are written when a device starts.
-        other = known is not None and known["attributes"] != wanted["attributes"]
+        # Attributes are written when a device starts. What somebody took from a running one, or gave it, only vfio-ap shows.
+        other = known is not None and (known["attributes"] != wanted["attributes"] or _moved(found, wanted))
         if found and (found["type"] != wanted["type"] or other):
             self._stop(name, known or wanted)
             self._started.append((name, wanted))
@@ -429,13 +474,15 @@ def info(state: State) -> list[dict[str, Any]]:
 
 
 def _all(state: State) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Parent, UUID and what a wish says of it. An attribute cannot be read from a device: those are as declared or defined."""
+    """Parent, UUID and what a wish says of it. Attributes are as declared or defined: from a device only those of vfio-ap can be read."""
     more = state.more[NAME]
     pairs = {(found["parent"], name) for name, found in more["devices"].items()}
     pairs |= {(parent, name) for parent, devices in more["defined"].items() for name in devices if parent in more["parents"]}
     for parent, name in sorted(pairs):
         known = _known(common.stored_entry(state, NAME, parent)).get(name) or _definition(state, parent, name) or {}
         found = more["devices"].get(name, {})
+        if found.get("matrix") is not None and "attributes" not in known:
+            known = {**known, "attributes": ap.attributes(found["matrix"])}
         if not found and known.get("type") is None:
             continue
         facts = {"type": found.get("type") or known["type"]}
@@ -468,6 +515,7 @@ def _device_facts(state: State, parent: str, name: str, known: Mapping[str, Mapp
         "active": found is not None,
         "type": found["type"] if found else (known.get(name) or defined or {}).get("type"),
         "iommu_group": found["group"] if found else None,
+        "queues": ap.names(found["matrix"]) if found and found["matrix"] is not None else None,
         "defined": defined is not None,
         "declared": name in known,
         "next_boot": bool((known.get(name) or defined or {}).get("autostart")),

@@ -5,8 +5,8 @@
 """Mediated devices: parents, types, devices, and mdevctl, which keeps their definitions.
 
 The core answers as drivers/vfio/mdev/mdev_sysfs.c and mdev_core.c of Linux 6.12 do. mtty and mdpy (samples/vfio-mdev) are as the lab shows
-them; GVT-g is synthetic (type names and sharing from drivers/gpu/drm/i915/gvt/vgpu.c); so is the matrix of vfio-ap
-(Documentation/arch/s390/vfio-ap.rst). mdevctl does what its source says (src/main.rs, src/mdev.rs, 1.2 to 1.4).
+them; GVT-g is synthetic (type names and sharing from drivers/gpu/drm/i915/gvt/vgpu.c); so are the matrix of vfio-ap (sim_ap.py) and the subchannels
+of vfio-ccw (sim_css.py). mdevctl does what its source says (src/main.rs, src/mdev.rs, 1.2 to 1.4).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_ap import Ap
 
 if TYPE_CHECKING:
     from .sim import SimKernel
@@ -78,6 +80,8 @@ class Mdev:
         self.rule_works = False
         #: Seconds after the boot at which a parent registers.
         self.late: dict[str, float] = {}
+        #: Of a mainframe: its AP bus.
+        self.ap: Ap | None = None
 
     # --- Building --------------------------------------------------------------------------------------------------
 
@@ -102,10 +106,9 @@ class Mdev:
         self.sim._tree = None
 
     def add_matrix(self) -> None:
-        """vfio_ap_mdev_ops: an adapter or domain that the host keeps, or that another matrix has, is refused (EADDRNOTAVAIL)."""
         types = {"vfio_ap-passthrough": Type("VFIO AP Passthrough Device", 1, "vfio-ap")}
-        takes = {"assign_adapter": "0x0[4-7]", "assign_domain": "0x0[0-9]"}
-        self.parents["matrix"] = Parent("/sys/devices/vfio_ap/matrix", types, 65536, errno.EUSERS, takes)
+        self.parents["matrix"] = Parent("/sys/devices/vfio_ap/matrix", types, 65536, errno.EUSERS)
+        self.ap = Ap(self)
         self.sim._tree = None
 
     def install(self, rule_works: bool = False) -> None:
@@ -155,10 +158,14 @@ class Mdev:
             nodes[f"{path}/mdev_type"] = Link(f"{self.parents[device.parent].path}/mdev_supported_types/{device.type}")
             nodes[f"{path}/iommu_group"] = Link(f"/sys/kernel/iommu_groups/{device.group}")
             nodes.update({f"{path}/{name}": "" for name in self.parents[device.parent].attributes})
-        return nodes
+            if self.ap and device.parent == "matrix":
+                nodes.update(self.ap.device_nodes(device, path))
+        return {**nodes, **(self.ap.nodes() if self.ap else {})}
 
     def boot(self) -> None:
         self.devices.clear()
+        if self.ap:
+            self.ap.boot()
         for name, parent in self.parents.items():
             parent.registered = name not in self.late
             if name in self.late:
@@ -184,6 +191,9 @@ class Mdev:
     # --- Writes ----------------------------------------------------------------------------------------------------
 
     def write(self, real: str, data: str) -> int | None:
+        code = self.ap.write(real, data) if self.ap else None
+        if code is not None:
+            return code
         folder, _slash, name = real.rpartition("/")
         for parent, facts in self.parents.items():
             if name == "create" and folder.startswith(f"{facts.path}/mdev_supported_types/"):
@@ -210,14 +220,13 @@ class Mdev:
         return 0
 
     def _set(self, device: Device, name: str, value: str) -> int:
+        if self.ap and device.parent == "matrix":
+            return self.ap.assign(device, name, value) if name.endswith(("adapter", "domain", "ap_config")) else errno.ENOENT
         pattern = self.parents[device.parent].attributes.get(name)
         if pattern is None:
             return errno.ENOENT
         if not re.fullmatch(pattern, value):
             return errno.EINVAL
-        others = [d for d in self.devices.values() if d is not device and d.parent == device.parent]
-        if any((name, value) in d.attributes for d in others if name == "assign_adapter"):
-            return errno.EADDRNOTAVAIL
         device.attributes.append((name, value))
         return 0
 
