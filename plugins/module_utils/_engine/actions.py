@@ -814,6 +814,7 @@ TABLE: Mapping[str, Step] = {
     "mdev_define": _later("mdev.steps", "define", "undo_define"),
     "mdev_start": _later("mdev.steps", "start", "undo_start"),
     "mdev_stop": _later("mdev.steps", "stop", "undo_stop"),
+    "give_subchannel": _later("mdev.steps", "give_subchannel", "undo_give_subchannel"),
     "enable_vgpu_vfs": _later("vgpu.steps", "enable", "disable"),
     "disable_vgpu_vfs": _later("vgpu.steps", "disable", "enable"),
     "set_vgpu_type": _later("vgpu.steps", "set_type", "undo_type"),

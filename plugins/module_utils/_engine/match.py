@@ -74,8 +74,8 @@ def select(state: State, match: Mapping[str, Any], gone: Sequence[Function] = ()
 
 
 def _is_meant(function: Function, match: Mapping[str, Any]) -> bool:
-    """A parent that is on no bus is found by its name alone, not by a pattern that was meant for addresses."""
-    return function.bus != sysfs.MDEV or bool(match.get(PARENT)) or function.address in match.get("address", ())
+    """A parent that is no function of PCI is found by its name alone, not by a pattern that was meant for addresses."""
+    return function.bus not in sysfs.BY_NAME or bool(match.get(PARENT)) or function.address in match.get("address", ())
 
 
 def _matches(state: State, function: Function, match: Mapping[str, Any]) -> bool:

@@ -53,7 +53,7 @@ def read_state(host: Host, needs: Needs, known: Mapping[str, Function] | None = 
     documents = store.load_all(files)
     netdevs = _read_netdevs(host)
     drivers = frozenset(files.names(DRIVERS))
-    functions = _read_functions(files, netdevs, known or {})
+    functions = _read_functions(files, netdevs, known or {}, documents)
     netdevs = _with_made_up(files, functions, netdevs)
     found = State(functions=functions, netdevs=netdevs)
     places = identity.locate(found, documents)
@@ -148,7 +148,9 @@ def _read_early(files: Files, stored: Mapping[str, Any], needs: Needs) -> Mappin
 # --- PCI functions -------------------------------------------------------------------------------------------------
 
 
-def _read_functions(files: Files, links: Mapping[str, Netdev], known: Mapping[str, Function]) -> dict[str, Function]:
+def _read_functions(
+    files: Files, links: Mapping[str, Netdev], known: Mapping[str, Function], documents: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Function]:
     addresses = [name for name in files.names(DEVICES) if ADDRESS.fullmatch(name)]
     slots = _read_slots(files)
     disks = _disks_in_use(files)
@@ -162,7 +164,7 @@ def _read_functions(files: Files, links: Mapping[str, Netdev], known: Mapping[st
             function = _read_function(files, address, slots, disks, netdevs, overrides)
         functions[address] = _without_representors(function, links)
     functions.update(_read_other_buses(files, netdevs, links))
-    functions.update(mdev.parents(files))
+    functions.update(mdev.parents(files, documents[mdev.NAME]["devices"]))
     return functions
 
 

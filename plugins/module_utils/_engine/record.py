@@ -91,6 +91,7 @@ def _wrong_mdev(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
         yield from _of_kind(devices, {"type": "list", "options": _OF_MDEV}, "wish.devices")
         yield from (f"wish.devices.{n}.uuid" for n, item in enumerate(devices) if not isinstance(item, dict) or not _is_uuid(item.get("uuid")))
     yield from _typed(wish, {"named_after": {"type": "str"}}, "wish")
+    yield from _typed(origin, {key: {"type": "str"} for key in ("driver", "override")}, "origin")
     mdevs = origin.get("mdevs", {})
     if not isinstance(mdevs, dict):
         yield "origin.mdevs"

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .. import sysfs
 from ..host import Host
-from ..mdev import ap, room
+from ..mdev import ap, ccw, room
 from ..mdev import facts as reading
 from ..model import CERTAIN, PREDICTED, Action, Function, Plan, Refusal, State, User
 from ..plain import dataclass
@@ -44,17 +45,26 @@ class _Wanted:
 
 
 def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    """Drivers that the wishes name: none."""
-    return frozenset()
+    """Drivers that the wishes come to: that of subchannels."""
+    return frozenset({ccw.DRIVER}) if _subchannels_of(wishes) else frozenset()
+
+
+def _subchannels_of(wishes: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The subchannels that wishes name."""
+    matches = [wish.get("match") or {} for wish in wishes]
+    return {name for match in matches for key in ("parent", "address") for name in match.get(key) or [] if sysfs.bus_of(str(name)) == sysfs.CSS}
 
 
 def read_more(host: Host, state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> State:
     """Parents, types, devices and definitions. A parent that a wish names and that is not there yet is waited for."""
     named = {name for wish in wishes if wish.get("state") != "absent" for name in (wish.get("match") or {}).get("parent") or []}
-    paths = [f"{reading.PARENTS}/{name}" for name in sorted(named) if "/" not in name]
+    # A subchannel is one once it is given to vfio_ccw, and that is for the plan.
+    paths = [f"{reading.PARENTS}/{name}" for name in sorted(named) if "/" not in name and sysfs.bus_of(name) != sysfs.CSS]
     host.wait(lambda: all(host.files.exists(path) for path in paths), REGISTER_LIMIT)
-    state = replace(state, functions={**state.functions, **reading.parents(host.files)})
-    return state.with_more(NAME, reading.read(host.files))
+    parents = reading.parents(host.files, {*_subchannels_of(wishes), *state.stored[NAME]["devices"]})
+    state = replace(state, functions={**state.functions, **parents})
+    subchannels = [name for name, function in parents.items() if function.bus == sysfs.CSS]
+    return state.with_more(NAME, {**reading.read(host.files), "subchannels": ccw.read(host.files, subchannels)})
 
 
 def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> Plan:
@@ -185,7 +195,7 @@ def _promised_twice(plan: Plan) -> list[Refusal]:
 def _converge(state: State, targets: Sequence[Target], options: Options) -> Plan:
     result, first = Plan(), targets[0]
     parent = first.function.address
-    if common.refuse_all(result, common.conflict(state, NAME, first) + _not_registered(state, first)):
+    if common.refuse_all(result, common.conflict(state, NAME, first) + _no_parent(state, first)):
         return result
     wanted, wrong = _wanted(state, targets)
     if common.refuse_all(result, wrong):
@@ -201,13 +211,15 @@ def _converge(state: State, targets: Sequence[Target], options: Options) -> Plan
     origins = _origins(entry)
     dropped = [name for name in known if name not in whole]
     steps = _Steps(state, parent)
+    if whole and not _registered(state, parent):
+        steps.given = _change_driver(first.function, ccw.DRIVER, ccw.DRIVER)
     for name in dropped:
         steps.give_back(name, origins.get(name, _NOTHING))
     for name, device in whole.items():
         steps.converge(name, device, known.get(name), options.recorded_only)
     if common.refuse_all(result, steps.no_room(first)) or _in_use(result, state, steps, dropped, options):
         return result
-    origin = {"mdevs": {name: origins.get(name) or _as_found(state, parent, name) for name in whole}}
+    origin = {"mdevs": {name: origins.get(name) or _as_found(state, parent, name) for name in whole}, **_driver_before(first.function, entry)}
     result.actions = common.declare(state, NAME, first.function, wish, origin, result.waived, whole=True)
     result.actions += steps.actions()
     return result
@@ -223,13 +235,20 @@ def _give_back(state: State, function: Function, options: Options) -> Plan:
     for name in _known(entry):
         steps.give_back(name, _origins(entry).get(name, _NOTHING))
     if not _in_use(result, state, steps, list(_known(entry)), options):
-        result.actions = [*steps.actions(), *common.forget(state, NAME, function)]
+        result.actions = [*steps.actions(), *_take_back(state, function, entry), *common.forget(state, NAME, function)]
     return result
 
 
-def _not_registered(state: State, target: Target) -> list[Refusal]:
-    if target.function.address in state.more[NAME]["parents"]:
+def _registered(state: State, parent: str) -> bool:
+    return parent in state.more[NAME]["parents"]
+
+
+def _no_parent(state: State, target: Target) -> list[Refusal]:
+    if _registered(state, target.function.address):
         return []
+    if target.function.bus == sysfs.CSS:
+        wrong = _no_driver(state, target.function.address) or ccw.against(state.more[NAME]["subchannels"][target.function.address])
+        return [_refusal(target, *wrong)] if wrong else []
     others = ", ".join(state.more[NAME]["parents"]) or "none"
     reason = "it is no parent of mediated devices now: its driver has registered none (/sys/class/mdev_bus)."
     way_out = f"Load the driver that makes them, as the vendor's host driver; parents of this host: {others}."
@@ -259,9 +278,51 @@ def _definition(state: State, parent: str, name: str) -> dict[str, Any] | None:
     return found
 
 
+def _no_driver(state: State, subchannel: str) -> tuple[str, str] | None:
+    if state.more[NAME]["subchannels"][subchannel]["loaded"] or common.driver_exists(state, ccw.DRIVER):
+        return None
+    if ccw.DRIVER in state.loadable:
+        return state.lacking[ccw.DRIVER]
+    return f"the running kernel has no driver {ccw.DRIVER}, which subchannels need.", "Install the module (CONFIG_VFIO_CCW)."
+
+
 def _types(state: State, parent: str) -> Mapping[str, Mapping[str, Any]]:
     found: Mapping[str, Mapping[str, Any]] = state.more[NAME]["parents"].get(parent, {})
-    return found
+    return found or (ccw.TYPES if parent in state.more[NAME]["subchannels"] else {})
+
+
+# --- The driver of a subchannel ------------------------------------------------------------------------------------
+
+
+def _driver_before(function: Function, entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a subchannel had before the collection."""
+    if function.bus != sysfs.CSS:
+        return {}
+    before = entry["origin"] if entry else {"driver": function.driver, "override": function.override}
+    return {key: before.get(key) for key in ("driver", "override")}
+
+
+def _take_back(state: State, function: Function, entry: Mapping[str, Any]) -> list[Action]:
+    """Where it had vfio_ccw before the collection, or has another driver by now, it keeps that."""
+    before = _driver_before(function, entry)
+    driver = before.get("driver")
+    ours = function.bus == sysfs.CSS and (function.driver == ccw.DRIVER or function.override == ccw.DRIVER)
+    if not ours or driver == ccw.DRIVER:
+        return []
+    return [_change_driver(function, driver, before["override"])]
+
+
+def _change_driver(function: Function, driver: str | None, override: str | None) -> Action:
+    name = function.address
+    device = f" (device {function.serial})" if function.serial else ""
+    return Action(
+        kind="give_subchannel",
+        unit=name,
+        text=f"give the subchannel {name}{device} to {driver or 'no driver'}" + (f", by driver_override {override}" if override else ""),
+        args={"subchannel": name, "to": driver, "override": override, "from": function.driver, "from_override": function.override},
+        before={"driver": function.driver, "driver_override": function.override},
+        after={"driver": driver, "driver_override": override},
+    )
 
 
 def _filled(state: State, parent: str, name: str, wanted: _Wanted, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -370,6 +431,8 @@ class _Steps:
         self.state, self.parent = state, parent
         self.keeper: bool = state.more[NAME]["keeper"]
         self.stopped: dict[str, Action] = {}
+        #: What makes the parent one.
+        self.given: Action | None = None
         self._defined: list[Action] = []
         self._started: list[tuple[str, Mapping[str, Any]]] = []
 
@@ -432,8 +495,8 @@ class _Steps:
         return room.judge(_types(self.state, self.parent), known, gone)
 
     def actions(self) -> list[Action]:
-        certainty = CERTAIN if self._room() == room.ENOUGH else PREDICTED
-        return [*self.stopped.values(), *self._defined, *(self._start(name, wanted, certainty) for name, wanted in self._started)]
+        certainty = CERTAIN if self._room() == room.ENOUGH and not self.given else PREDICTED
+        return [*([self.given] if self.given else []), *self.stopped.values(), *self._defined, *(self._start(name, wanted, certainty) for name, wanted in self._started)]
 
     def _start(self, name: str, wanted: Mapping[str, Any], certainty: str) -> Action:
         stopped = self.stopped.get(name)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_ap import Ap
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_css import Css
 
 if TYPE_CHECKING:
     from .sim import SimKernel
@@ -82,6 +83,8 @@ class Mdev:
         self.late: dict[str, float] = {}
         #: Of a mainframe: its AP bus.
         self.ap: Ap | None = None
+        #: And its channel subsystem.
+        self.css: Css | None = None
 
     # --- Building --------------------------------------------------------------------------------------------------
 
@@ -111,6 +114,12 @@ class Mdev:
         self.ap = Ap(self)
         self.sim._tree = None
 
+    def add_subchannels(self) -> None:
+        self.css = Css(self)
+        # For depmod's tables; it never comes to the PCI bus (Css.run).
+        self.sim.add_driver("vfio_ccw")
+        self.sim._tree = None
+
     def install(self, rule_works: bool = False) -> None:
         self.mdevctl, self.rule_works = True, rule_works
         self.sim._tree = None
@@ -135,7 +144,8 @@ class Mdev:
         return int(not taken and set(sizes) <= {size} and sum(sizes) + size <= parent.room)
 
     def snapshot(self) -> dict[str, Any]:
-        return {uuid: (d.parent, d.type, tuple(d.attributes)) for uuid, d in self.devices.items()}
+        devices: dict[str, Any] = {uuid: (d.parent, d.type, tuple(d.attributes)) for uuid, d in self.devices.items()}
+        return {**devices, **(self.css.snapshot() if self.css else {})}
 
     def nodes(self) -> dict[str, Any]:
         from .sim import Link
@@ -160,12 +170,14 @@ class Mdev:
             nodes.update({f"{path}/{name}": "" for name in self.parents[device.parent].attributes})
             if self.ap and device.parent == "matrix":
                 nodes.update(self.ap.device_nodes(device, path))
-        return {**nodes, **(self.ap.nodes() if self.ap else {})}
+        return {**nodes, **(self.ap.nodes() if self.ap else {}), **(self.css.nodes() if self.css else {})}
 
     def boot(self) -> None:
         self.devices.clear()
         if self.ap:
             self.ap.boot()
+        if self.css:
+            self.css.boot()
         for name, parent in self.parents.items():
             parent.registered = name not in self.late
             if name in self.late:
@@ -191,7 +203,8 @@ class Mdev:
     # --- Writes ----------------------------------------------------------------------------------------------------
 
     def write(self, real: str, data: str) -> int | None:
-        code = self.ap.write(real, data) if self.ap else None
+        others = [bus.write for bus in (self.ap, self.css) if bus]
+        code = next((code for write in others if (code := write(real, data)) is not None), None)
         if code is not None:
             return code
         folder, _slash, name = real.rpartition("/")
@@ -233,6 +246,8 @@ class Mdev:
     # --- mdevctl ---------------------------------------------------------------------------------------------------
 
     def run(self, argv: list[str]) -> tuple[int, str, str] | None:
+        if self.css and argv[0] == "modprobe":
+            return self.css.run(argv)
         if argv[0] != "mdevctl" or not self.mdevctl:
             return None
         words: dict[str, str] = {}

@@ -2,13 +2,16 @@
 # GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""vfio-ap on a synthetic tree (sim_ap.py names its sources): read, plan, apply, refusal, reboot."""
+"""vfio-ap and vfio-ccw on synthetic trees (sim_ap.py and sim_css.py name their sources): read, plan, apply, refusal, reboot."""
 
 from __future__ import annotations
 
+import errno
+
 import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine import replay
 from ansible_collections.iovirt.host.plugins.module_utils._engine.mdev import ap
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import call, converged, quiet, refused
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import at, call, converged, quiet, refused
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_mdev import (
     BOTH,
     DEVICES,
@@ -164,3 +167,122 @@ def test_a_mask():
     assert ap.bits("0x7d" + "0" * 62) == {1, 2, 3, 4, 5, 7}
     attributes = [{"name": "assign_adapter", "value": "010"}, {"name": "assign_adapter", "value": "9"}, {"name": "unassign_adapter", "value": "0x9"}]
     assert ap.wanted(attributes) == ap.Matrix(adapters=frozenset({8}))
+
+
+# --- vfio-ccw ------------------------------------------------------------------------------------------------------
+
+SUB, ONLINE, QDIO, CHSC = "0.0.0313", "0.0.0314", "0.0.0010", "0.0.0020"
+
+
+def css_host(mdevctl=True, rule_works=False):
+    sim = host(mdevctl, rule_works)
+    sim.mdev.add_subchannels()
+    return sim
+
+
+def dasd(name=SUB, **wish):
+    return on(name, "vfio_ccw-io", **(wish or {"uuids": [A]}))
+
+
+def driver(sim, name=SUB):
+    return sim.mdev.css.subchannels[name].driver, sim.mdev.css.subchannels[name].override
+
+
+@BOTH
+@pytest.mark.parametrize("rule_works", [True, False])
+def test_a_subchannel_over_a_reboot_and_back(mdevctl, rule_works):
+    sim = css_host(mdevctl, rule_works)
+    before = sim.snapshot()
+    result = converged(sim, mdev=[dasd()])
+    assert [a["action"] for a in result["actions"] if a["device"] == SUB and a["action"] != "declare"] == [
+        "give_subchannel", *(["mdev_define"] if mdevctl else []), "mdev_start",
+    ]  # fmt: skip
+    assert [a["certainty"] for a in result["actions"] if a["action"] == "mdev_start"] == ["predicted"]
+    assert driver(sim) == ("vfio_ccw", "vfio_ccw")
+    assert list(sim.mdev.devices) == [A]
+    (facts,) = info(sim, parent=[SUB])["facts"]
+    assert (facts["driver"], facts["types"][0]["device_api"], facts["types"][0]["available"]) == ("vfio_ccw", "vfio-ccw", 0)
+    sim.reboot()
+    assert driver(sim) == ("io_subchannel", None)
+    assert replay.run(sim.host(environment={}, sources=None), None)["failures"] == {}
+    assert list(sim.mdev.devices) == [A]
+    quiet(sim, mdev=[dasd()])
+    converged(sim, mdev=[absent(SUB)])
+    after = sim.snapshot()
+    for part in ("files", "modes"):
+        for snapshot in (before, after):
+            snapshot[part] = {p: t for p, t in snapshot[part].items() if not p.startswith("/run/")}
+    assert after == before
+
+
+def test_udev_starts_the_replay_of_a_subchannel():
+    sim = css_host()
+    converged(sim, mdev=[dasd()])
+    rules = sim.files["/etc/udev/rules.d/99-iovirt.rules"]
+    assert f'ACTION=="add", SUBSYSTEM=="css", KERNEL=="{SUB}"' in rules
+    assert f'KERNEL=="{SUB}", ENV{{MDEV_STATE}}=="registered"' in rules
+
+
+def test_one_that_has_the_driver_already_keeps_it():
+    """As by driverctl -b css set-override."""
+    sim = css_host()
+    sim.run(["modprobe", "--", "vfio_ccw"])
+    for path, text in (("devices/0.0.0313/driver_override", "vfio_ccw"), ("devices/0.0.0313/driver/unbind", SUB), ("drivers/vfio_ccw/bind", SUB)):
+        sim.write(f"/sys/bus/css/{path}", text)
+    assert "give_subchannel" not in str(converged(sim, mdev=[dasd()])["actions"])
+    converged(sim, mdev=[absent(SUB)])
+    assert driver(sim) == ("vfio_ccw", "vfio_ccw")
+
+
+def test_a_reload_of_the_driver_is_drift():
+    sim = css_host()
+    converged(sim, mdev=[dasd()])
+    sim.mdev.css._unbind(SUB)
+    sim._tree = None
+    converged(sim, mdev=[dasd()])
+    assert list(sim.mdev.devices) == [A]
+
+
+def test_what_a_subchannel_cannot():
+    sim = css_host()
+    offer = "vfio_ccw-io 'I/O subchannel (Non-QDIO)' (1 free)"
+    refused(sim, f"{ONLINE}: mdev[0]: its device 0.0.2b0a is online", "chzdev --disable 0.0.2b0a", mdev=[dasd(ONLINE)])
+    refused(sim, f"{CHSC}: mdev[0]: it is a subchannel of type 1", mdev=[dasd(CHSC)])
+    refused(sim, "there is no room for 2 of vfio_ccw-io", offer, mdev=[dasd(count=2)])
+    refused(sim, "it offers no type 'vfio-ccw_io'", offer, mdev=[on(SUB, "vfio-ccw_io", uuids=[A])])
+    refused(sim, "no device of this host matches (parent=0.0.0999)", mdev=[dasd("0.0.0999")])
+    assert SUB not in refused(sim, vfio=[at("0*", driver="vfio-pci")])
+    sim.files["/etc/modprobe.d/no.conf"] = "install vfio_ccw /bin/false\n"
+    sim._tree = None
+    refused(sim, SUB, "vfio_ccw", "/etc/modprobe.d/no.conf", mdev=[dasd()])
+    sim.files.pop("/etc/modprobe.d/no.conf")
+    sim.missing_modules.add("vfio_ccw")
+    sim._tree = None
+    refused(sim, "the running kernel has no driver vfio_ccw", mdev=[dasd()])
+
+
+@BOTH
+def test_a_driver_that_declines_leaves_the_subchannel_as_it_was(mdevctl):
+    sim = css_host(mdevctl)
+    before = sim.snapshot()
+    result = call(sim, mdev=[dasd(QDIO)])
+    assert "ENODEV" in result["failures"][QDIO] and "takes no QDIO subchannels" in result["failures"][QDIO]
+    assert sim.snapshot() == before
+
+
+def test_a_device_that_cannot_be_made_gives_the_subchannel_back():
+    sim = css_host(mdevctl=False)
+    before = sim.snapshot()
+    sim.faults.append(("*/create", "*", errno.ENODEV))
+    assert "ENODEV" in call(sim, mdev=[dasd()])["failures"][SUB]
+    assert sim.snapshot() == before
+
+
+def test_another_device_on_the_subchannel_is_left_alone():
+    """Subchannels are numbered anew at an IPL."""
+    sim = css_host()
+    converged(sim, mdev=[dasd()])
+    sim.mdev.css.subchannels[SUB].device = "0.0.1000"
+    said = restart(sim)["failures"][SUB]
+    assert "serial 0.0.1000 instead of 0.0.2b09" in said
+    assert driver(sim) == ("io_subchannel", None)

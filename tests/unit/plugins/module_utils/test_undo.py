@@ -348,6 +348,12 @@ def mediated():
     return devices(sim, mdev=[wish(1, "other"), wish(2, "other", "0x05", "0x06"), wish(3), wish(4)])
 
 
+def subchannel():
+    sim = lab()
+    sim.mdev.add_subchannels()
+    return devices(sim, mdev=[{"match": {"parent": ["0.0.0313"]}, "type": "vfio_ccw-io", "count": 1}])
+
+
 def gpu(vfs=True):
     sim = lab()
     sim.vgpu.add(Pci(L40S, "10de:26b9", "030200", parent="/sys/devices/pci0000:20", total_vfs=32, offset=4, stride=1, vf_ids="10de:26b9"))
@@ -383,6 +389,7 @@ SCENARIOS = {
     "mdev_define": mediated,
     "mdev_start": mediated,
     "mdev_stop": mediated,
+    "give_subchannel": subchannel,
     "set_hugepages": pages,
     "set_ksm": merging,
     "set_units": daemons_change,
