@@ -181,10 +181,14 @@ def _names_a_card(known: Any) -> bool:
 
 
 def _wrong_vgpu(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    """What a framework alone knows of is its own to look at."""
+    if not isinstance(wish.get("framework"), str):
+        yield "wish.framework"
     yield from _by_index(wish.get("vgpus"), {"type": "str"}, "wish.vgpus")
-    if not isinstance(origin.get("vfs"), bool):
-        yield "origin.vfs"
-    yield from _by_index(origin.get("types"), {"type": "int"}, "origin.types")
+    if str(wish.get("framework")).startswith("nvidia"):
+        if not isinstance(origin.get("vfs"), bool):
+            yield "origin.vfs"
+        yield from _by_index(origin.get("types"), {"type": "int"}, "origin.types")
 
 
 _WRONG: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[str]]] = {

@@ -165,7 +165,7 @@ def test_bad_wishes():
     refused(sim, "present and absent", vgpu=[on(), on(state="absent")])
     vf = sim.functions[GPU].vfs[0]
     refused(sim, "it is a VF of", vgpu=[{"match": {"address": [vf], "vf": True}, "type": Q12, "count": 1}])
-    refused(sim, "its driver is igb, not nvidia", vgpu=[at("0000:81:00.0", type=Q12, count=1)])
+    refused(sim, "its driver is igb, and those that divide a GPU are nvidia", vgpu=[at("0000:81:00.0", type=Q12, count=1)])
     sim.vgpu.display = "Yes"
     refused(sim, "a display is attached", vgpu=[on()])
     sim.vgpu.display = "No"
@@ -226,7 +226,7 @@ def test_info_is_valid_input():
     found = engine.resource_info(sim.host(), "vgpu", None)
     assert sorted((d["type"], d["count"]) for d in found["devices"]) == [(A12, 1), (Q12, 2)]
     (facts,) = found["facts"]
-    assert (facts["framework"], facts["host_vgpu_mode"]) == ("vendor", "SR-IOV")
+    assert (facts["framework"], facts["host_vgpu_mode"]) == ("nvidia_vfio", "SR-IOV")
     assert facts["vfs"][0]["type"] == facts["vfs"][0]["declared"] == Q12
     assert Q24 not in facts["vfs"][5]["creatable"] and Q12 in facts["vfs"][5]["creatable"]
     quiet(sim, vgpu=found["devices"])
