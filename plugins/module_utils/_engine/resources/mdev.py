@@ -199,9 +199,9 @@ def _converge(state: State, targets: Sequence[Target], options: Options) -> Plan
     result.warnings += common.overruled(state, NAME, parent, wish, options)
     origins = _origins(entry)
     dropped = [name for name in known if name not in whole]
-    steps = _Steps(state, parent)
+    steps = Steps(state, parent)
     for name in dropped:
-        steps.give_back(name, origins.get(name, _NOTHING))
+        steps.give_back(name, origins.get(name, NOTHING))
     for name, device in whole.items():
         steps.converge(name, device, known.get(name), options.recorded_only)
     if common.refuse_all(result, steps.no_room(first)) or _in_use(result, state, steps, dropped, options):
@@ -218,9 +218,9 @@ def _give_back(state: State, function: Function, options: Options) -> Plan:
     entry = common.stored_entry(state, NAME, function.address)
     if entry is None:
         return result
-    steps = _Steps(state, function.address)
+    steps = Steps(state, function.address)
     for name in _known(entry):
-        steps.give_back(name, _origins(entry).get(name, _NOTHING))
+        steps.give_back(name, _origins(entry).get(name, NOTHING))
     if not _in_use(result, state, steps, list(_known(entry)), options):
         result.actions = [*steps.actions(), *common.forget(state, NAME, function)]
     return result
@@ -241,7 +241,7 @@ def _known(entry: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
 
 
 #: How a device was before the collection: not there, not defined.
-_NOTHING: Mapping[str, Any] = {"active": False, "defined": None}
+NOTHING: Mapping[str, Any] = {"active": False, "defined": None}
 
 
 def _origins(entry: Mapping[str, Any] | None) -> Mapping[str, Mapping[str, Any]]:
@@ -298,7 +298,7 @@ def _taken_by(state: State, parent: str, name: str, wanted: Mapping[str, Any], o
     return None
 
 
-def _in_use(result: Plan, state: State, steps: _Steps, for_good: Sequence[str], options: Options) -> bool:
+def _in_use(result: Plan, state: State, steps: Steps, for_good: Sequence[str], options: Options) -> bool:
     """Whoever has a device open keeps the kernel from removing it, and the kernel lets the caller wait: nobody can allow
     that. A guest that does not run loses its device."""
     refusals, dangers = [], []
@@ -318,7 +318,7 @@ def _held(parent: str, name: str, user: User) -> Refusal:
     return Refusal(parent, reason, "Stop who uses it first; nothing was changed.")
 
 
-class _Steps:
+class Steps:
     """The steps on one parent: first what goes, then the definitions, then what comes."""
 
     def __init__(self, state: State, parent: str) -> None:

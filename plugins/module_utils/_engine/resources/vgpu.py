@@ -10,13 +10,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .. import match
 from ..host import Host
 from ..model import Function, Plan, Refusal, State
+from ..vgpu import facts as nvidia
 from ..vgpu import frameworks
 from . import common
 from .common import Options, Target
 
 NAME = "vgpu"
+#: The driver that names its GPUs by UUID and serial number.
+DRIVER = "nvidia"
 
 
 def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
@@ -26,10 +30,26 @@ def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
 
 def read_more(host: Host, state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> State:
     """What the drivers say of the GPUs that are named."""
+    state = _identified(host, state, wishes)
     found, _wrong = common.targets(state, NAME, wishes, options, several=True)
     named = {t.function.address: t.function for t in found if t.function.address in state.functions}
     answers = {a: frameworks.ask(host, state, f) for a, f in named.items() if not f.physfn}
-    return state.with_more(NAME, {address: facts for address, facts in answers.items() if facts is not None})
+    told = {address: facts for address, facts in answers.items() if facts is not None}
+    named_by = {address: {key: facts[key] for key in match.BY_DRIVER if facts.get(key)} for address, facts in told.items()}
+    known = state.more.get(match.GPUS, {})
+    return state.with_more(NAME, told).with_more(match.GPUS, {a: {**known.get(a, {}), **named} for a, named in named_by.items()})
+
+
+def _identified(host: Host, state: State, wishes: Sequence[Mapping[str, Any]]) -> State:
+    """What a GPU is named by that its driver alone tells, where a wish names one so: a file for the UUID, a process for the serial number."""
+    asked = {key for wish in wishes for key in match.BY_DRIVER if (wish.get("match") or {}).get(key)}
+    found: dict[str, dict[str, str]] = {}
+    if "uuid" in asked:
+        found = {address: {"uuid": uuid} for address, uuid in nvidia.uuids(host.files).items()}
+    if "serial" in asked and any(f.driver == DRIVER for f in state.functions.values()):
+        for address, serial in nvidia.serials(host).items():
+            found.setdefault(address, {})["serial"] = serial
+    return state.with_more(match.GPUS, found) if found else state
 
 
 def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> Plan:
@@ -81,12 +101,15 @@ def _nobody_divides(target: Target) -> Refusal:
 
 
 def info(state: State) -> list[dict[str, Any]]:
-    """The vGPUs of the GPUs that were looked at, in the form of wishes: one for each type."""
-    return [
-        {"match": {"address": [pf]}, "type": type_, "count": count}
-        for pf in state.more.get(NAME, {})
-        for type_, count in sorted(Counter(_have(state, pf).values()).items())
-    ]
+    """The vGPUs of the GPUs that were looked at, in the form of wishes: one for each type. What a GPU is beyond that stands in the first."""
+    wishes: list[dict[str, Any]] = []
+    for pf, said in state.more.get(NAME, {}).items():
+        types = sorted(Counter(_have(state, pf).values()).items())
+        found: list[dict[str, Any]] = [{"match": {"address": [pf]}, "type": type_, "count": count} for type_, count in types]
+        if said.get("beside"):
+            found = [{**(found[0] if found else {"match": {"address": [pf]}}), **said["beside"]}, *found[1:]]
+        wishes += found
+    return wishes
 
 
 def _have(state: State, address: str) -> dict[str, str]:

@@ -14,9 +14,12 @@ converge -> plan   pure: all wishes of one GPU (none of them absent) to a Plan. 
                    run has none, and what a reload of the driver took comes back as drift.
 give_back -> plan  pure: the GPU as it was before the collection (`common.stored_entry`), then `common.forget`.
 
-A record (record.py) holds `wish`: {"framework": NAME, "vgpus": {KEY: TYPE NAME}, ...}, where KEY is the index of a VF, or of a vGPU where the
-GPU itself has them; and `origin`, whose keys are the framework's own. As a wish of the replay it comes back whole: `wish["vgpus"]` is set
-then, and `type` and `count` are not.
+A record (record.py) holds `wish`: {"framework": NAME, or what stands for several, "vgpus": {KEY: TYPE NAME}, ...}, where KEY is the index of a VF,
+or a number where the GPU itself has the vGPUs; and `origin`, whose keys are the framework's own. As a wish of the replay it comes back whole:
+`wish["vgpus"]` is set then, and `type` and `count` are not.
+
+Of the facts others read: `uuid` and `serial` of the GPU, by which a wish may name it, and `beside`: how the GPU is beyond types and counts, as
+further keys of a wish.
 """
 
 from __future__ import annotations
@@ -60,9 +63,9 @@ class Framework(Protocol):
 
 def every() -> tuple[Framework, ...]:
     """In the order of asking. Imported when they are asked for (docs/dev/benchmarks.md)."""
-    from . import nvidia_vfio
+    from . import nvidia_mdev, nvidia_vfio
 
-    return (nvidia_vfio,)
+    return (nvidia_mdev, nvidia_vfio)
 
 
 def drivers() -> frozenset[str]:

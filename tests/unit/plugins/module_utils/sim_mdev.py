@@ -15,7 +15,7 @@ import errno
 import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
     from .sim import SimKernel
@@ -48,6 +48,8 @@ class Parent:
     registered: bool = True
     #: Parents of one card: each takes one device, all of them the same size, and together no more than the card has.
     card: str = ""
+    #: What its driver has room for of a type, where it counts across parents.
+    gate: Callable[[str], int] | None = None
 
 
 #: Types of an A2's VF, id and GiB, as /sys/class/mdev_bus/0000:08:01.7 of a real host had them (harvester/pcidevices, pkg/util/gpuhelper/testdata).
@@ -125,6 +127,8 @@ class Mdev:
     def available(self, name: str, type_: str) -> int:
         parent = self.parents[name]
         size = parent.types[type_].units
+        if parent.gate:
+            return parent.gate(type_)
         if not parent.card:
             return self.free(name) // size
         sizes = [self.parents[d.parent].types[d.type].units for d in self.devices.values() if self.parents[d.parent].card == parent.card]
