@@ -181,11 +181,33 @@ def _names_a_card(known: Any) -> bool:
     )
 
 
+#: How a mediated device of somebody else was (vgpu/nvidia_mdev.py).
+_BEFORE: dict[str, Any] = {"type": "dict", "options": {"active": {"type": "bool"}, "defined": {"type": "raw"}}}
+
+
 def _wrong_vgpu(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    """What a framework alone knows of is its own to look at."""
+    if not isinstance(wish.get("framework"), str):
+        yield "wish.framework"
     yield from _by_index(wish.get("vgpus"), {"type": "str"}, "wish.vgpus")
-    if not isinstance(origin.get("vfs"), bool):
-        yield "origin.vfs"
-    yield from _by_index(origin.get("types"), {"type": "int"}, "origin.types")
+    if str(wish.get("framework")).startswith("nvidia"):
+        if not isinstance(origin.get("vfs"), bool):
+            yield "origin.vfs"
+        yield from _by_index(origin.get("types"), {"type": "int"}, "origin.types")
+        if not isinstance(wish.get("named_after"), str):
+            yield "wish.named_after"
+        yield from _by_index(wish.get("mdevs", {}), {"type": "str"}, "wish.mdevs")
+        yield from _by_index(origin.get("mdevs", {}), _BEFORE, "origin.mdevs")
+        yield from _wrong_mig(wish.get("mig"), "wish.mig")
+        yield from _wrong_mig(origin.get("mig"), "origin.mig")
+
+
+def _wrong_mig(said: Any, where: str) -> Iterator[str]:
+    if said is None:
+        return
+    counts = said.get("instances", {}) if isinstance(said, dict) else None
+    if not isinstance(counts, dict) or not isinstance(said.get("enabled"), bool) or not all(isinstance(count, int) for count in counts.values()):
+        yield where
 
 
 _WRONG: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[str]]] = {

@@ -210,11 +210,11 @@ def _converge(state: State, targets: Sequence[Target], options: Options) -> Plan
     result.warnings += common.overruled(state, NAME, parent, wish, options)
     origins = _origins(entry)
     dropped = [name for name in known if name not in whole]
-    steps = _Steps(state, parent)
+    steps = Steps(state, parent)
     if whole and not _registered(state, parent):
         steps.given = _change_driver(first.function, ccw.DRIVER, ccw.DRIVER)
     for name in dropped:
-        steps.give_back(name, origins.get(name, _NOTHING))
+        steps.give_back(name, origins.get(name, NOTHING))
     for name, device in whole.items():
         steps.converge(name, device, known.get(name), options.recorded_only)
     if common.refuse_all(result, steps.no_room(first)) or _in_use(result, state, steps, dropped, options):
@@ -231,9 +231,9 @@ def _give_back(state: State, function: Function, options: Options) -> Plan:
     entry = common.stored_entry(state, NAME, function.address)
     if entry is None:
         return result
-    steps = _Steps(state, function.address)
+    steps = Steps(state, function.address)
     for name in _known(entry):
-        steps.give_back(name, _origins(entry).get(name, _NOTHING))
+        steps.give_back(name, _origins(entry).get(name, NOTHING))
     if not _in_use(result, state, steps, list(_known(entry)), options):
         result.actions = [*steps.actions(), *_take_back(state, function, entry), *common.forget(state, NAME, function)]
     return result
@@ -261,7 +261,7 @@ def _known(entry: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
 
 
 #: How a device was before the collection: not there, not defined.
-_NOTHING: Mapping[str, Any] = {"active": False, "defined": None}
+NOTHING: Mapping[str, Any] = {"active": False, "defined": None}
 
 
 def _origins(entry: Mapping[str, Any] | None) -> Mapping[str, Mapping[str, Any]]:
@@ -288,7 +288,7 @@ def _no_driver(state: State, subchannel: str) -> tuple[str, str] | None:
 
 def _types(state: State, parent: str) -> Mapping[str, Mapping[str, Any]]:
     found: Mapping[str, Mapping[str, Any]] = state.more[NAME]["parents"].get(parent, {})
-    return found or (ccw.TYPES if parent in state.more[NAME]["subchannels"] else {})
+    return found or (ccw.TYPES if parent in state.more[NAME].get("subchannels", {}) else {})
 
 
 # --- The driver of a subchannel ------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ def _missing_queues(state: State, parent: str, whole: Mapping[str, Any]) -> list
     ]
 
 
-def _in_use(result: Plan, state: State, steps: _Steps, for_good: Sequence[str], options: Options) -> bool:
+def _in_use(result: Plan, state: State, steps: Steps, for_good: Sequence[str], options: Options) -> bool:
     """Whoever has a device open keeps the kernel from removing it, and the kernel lets the caller wait: nobody can allow
     that. A guest that does not run loses its device."""
     refusals, dangers = [], []
@@ -424,7 +424,7 @@ def _moved(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
     return bool(found and found["matrix"] is not None and found["matrix"] != ap.wanted(wanted["attributes"]))
 
 
-class _Steps:
+class Steps:
     """The steps on one parent: first what goes, then the definitions, then what comes."""
 
     def __init__(self, state: State, parent: str) -> None:

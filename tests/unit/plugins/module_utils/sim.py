@@ -572,8 +572,8 @@ class SimKernel:
         if self.virt:
             self.virt.boot()
         self.devlink.reboot()
-        self.mdev.boot()
         self.vgpu.boot()
+        self.mdev.boot()
         for function in self.functions.values():
             function.driver = function.override = function.group = None
             function.vfs, function.autoprobe = [], True
@@ -988,7 +988,7 @@ class SimKernel:
             return self._ip_show(argv)
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
             return self._tool(argv)
-        if argv[0] == "nvidia-smi":
+        if argv[0] == "nvidia-smi" and self.vgpu.reads(argv):
             return self.vgpu.run(argv)
         if argv[0] in ("bridge", "modinfo") or (argv[0] in ("devlink", "ethtool") and ("show" in argv or argv[1] in ("-k", "-l"))):
             return sim_vmdq.run(self, argv) or sim_params.run(self, argv) or self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")

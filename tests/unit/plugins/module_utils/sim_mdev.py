@@ -15,7 +15,7 @@ import errno
 import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_ap import Ap
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_css import Css
@@ -51,6 +51,8 @@ class Parent:
     registered: bool = True
     #: Parents of one card: each takes one device, all of them the same size, and together no more than the card has.
     card: str = ""
+    #: What its driver has room for of a type, where it counts across parents.
+    gate: Callable[[str], int] | None = None
 
 
 #: Types of an A2's VF, id and GiB, as /sys/class/mdev_bus/0000:08:01.7 of a real host had them (harvester/pcidevices, pkg/util/gpuhelper/testdata).
@@ -137,6 +139,8 @@ class Mdev:
     def available(self, name: str, type_: str) -> int:
         parent = self.parents[name]
         size = parent.types[type_].units
+        if parent.gate:
+            return parent.gate(type_)
         if not parent.card:
             return self.free(name) // size
         sizes = [self.parents[d.parent].types[d.type].units for d in self.devices.values() if self.parents[d.parent].card == parent.card]
