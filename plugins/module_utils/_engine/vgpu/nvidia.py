@@ -174,7 +174,7 @@ def converge(state: State, targets: Sequence[Target], options: Options, stepping
         return result
     wish = _recorded(state, pf, facts, chosen, layout, entry)
     result.warnings += common.overruled(state, RESOURCE, pf, wish, options)
-    change = Change(state, pf, facts, wish, entry, chosen, dropped, bool(division.steps))
+    change = Change(state, pf, facts, wish, entry, chosen, dropped, bool(division.steps) or division.waits)
     steps = stepping(change)
     if _in_use(result, change, steps, options, division):
         return result
@@ -285,7 +285,7 @@ def _not_possible(
         wrong = check(target, chosen, after, facts, division)
         if wrong:
             return wrong
-    if division.steps or any(current.get(index) and chosen.get(index) != current[index] for index in known):
+    if division.steps or division.waits or any(current.get(index) and chosen.get(index) != current[index] for index in known):
         return []
     return _no_room_now(target, chosen, facts)
 
