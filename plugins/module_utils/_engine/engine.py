@@ -45,7 +45,7 @@ vmdq: Any = _Vmdq()
 RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio, vmdq.NAME: vmdq, vgpu.NAME: vgpu, mdev.NAME: mdev}
 
 #: Resources that read more than read_state (read_more), by commands of their own, for the devices whose wish needs it.
-_READ_MORE = (sriov.NAME, vmdq.NAME, mdev.NAME, vgpu.NAME)
+_READ_MORE = (sriov.NAME, vfio.NAME, vmdq.NAME, mdev.NAME, vgpu.NAME)
 
 #: Seconds that a run waits for another one to end.
 LOCK_LIMIT = 120.0

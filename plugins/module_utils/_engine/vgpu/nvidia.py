@@ -231,8 +231,8 @@ def _choose(function: Function, wanted: Sequence[int], known: Mapping[int, str],
 
 
 def _too_many(result: Plan, target: Target, number: int) -> Plan:
-    reason = f"{number} vGPUs are wished, and it has not so many VFs that are free."
-    result.refusals.append(refusal(target, reason, "Lower the counts; VFs with a type that the collection did not set are left alone."))
+    reason = f"{number} vGPUs are wished, and it has not so many {'VFs' if target.function.sriov else 'places'} that are free."
+    result.refusals.append(refusal(target, reason, "Lower the counts; those with a type that the collection did not set are left alone."))
     return result
 
 

@@ -202,6 +202,24 @@ def test_parents_that_never_register():
     assert "nvidia-vgpu-mgr" in call(sim, vgpu=[on("a2", "A2-4Q", 1)])["failures"][A2]
 
 
+def test_a_parent_that_registers_late_is_waited_for():
+    """At boot NVIDIA's manager comes after its driver."""
+    sim = host("t4", keeper=False)
+    converged(sim, vgpu=[on("t4", "T4-4Q", 2)])
+    sim.mdev.late[T4] = 4.0
+    after_a_reboot(sim)
+    assert devices(sim) == ["nvidia-232"] * 2
+
+
+def test_what_mdevctl_keeps_for_vfs_that_are_gone_goes_too():
+    sim = host()
+    converged(sim, vgpu=[on("a2", "A2-4Q", 2)])
+    sim.vgpu.reload(A2)
+    assert [p for p in sim.files if p.startswith("/etc/mdevctl.d/")]
+    converged(sim, vgpu=[at(A2, state="absent")])
+    assert not [p for p in sim.files if p.startswith(("/etc/mdevctl.d/", "/etc/iovirt/"))]
+
+
 # --- What is refused -----------------------------------------------------------------------------------------------
 
 
