@@ -92,7 +92,11 @@ def _wrong_mdev(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
         yield from (f"wish.devices.{n}.uuid" for n, item in enumerate(devices) if not isinstance(item, dict) or not _is_uuid(item.get("uuid")))
     yield from _typed(wish, {"named_after": {"type": "str"}}, "wish")
     yield from _typed(origin, {key: {"type": "str"} for key in ("driver", "override")}, "origin")
-    mdevs = origin.get("mdevs", {})
+    yield from _wrong_before(origin.get("mdevs", {}))
+
+
+def _wrong_before(mdevs: Any) -> Iterator[str]:
+    """How mediated devices were before the collection: by UUID, or by the number of the vGPU that they are."""
     if not isinstance(mdevs, dict):
         yield "origin.mdevs"
         return
@@ -181,10 +185,6 @@ def _names_a_card(known: Any) -> bool:
     )
 
 
-#: How a mediated device of somebody else was (vgpu/nvidia_mdev.py).
-_BEFORE: dict[str, Any] = {"type": "dict", "options": {"active": {"type": "bool"}, "defined": {"type": "raw"}}}
-
-
 def _wrong_vgpu(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
     """What a framework alone knows of is its own to look at."""
     if not isinstance(wish.get("framework"), str):
@@ -197,7 +197,9 @@ def _wrong_vgpu(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
         if not isinstance(wish.get("named_after"), str):
             yield "wish.named_after"
         yield from _by_index(wish.get("mdevs", {}), {"type": "str"}, "wish.mdevs")
-        yield from _by_index(origin.get("mdevs", {}), _BEFORE, "origin.mdevs")
+        mdevs = wish.get("mdevs", {})
+        yield from (f"wish.mdevs.{key}" for key, uuid in (mdevs.items() if isinstance(mdevs, dict) else ()) if not _is_uuid(uuid))
+        yield from _wrong_before(origin.get("mdevs", {}))
         yield from _wrong_mig(wish.get("mig"), "wish.mig")
         yield from _wrong_mig(origin.get("mig"), "origin.mig")
 

@@ -102,6 +102,7 @@ VFIO: dict[str, Any] = {
     **_TARGET,
     "driver": {"type": "str", "default": "vfio-pci"},
     "early": {"type": "bool"},
+    "siblings": {"type": "bool"},
 }
 
 #: Numbers are of the port; a station that is named is there, up, and in hardware unless require_offload is false.

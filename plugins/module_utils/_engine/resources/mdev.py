@@ -472,11 +472,9 @@ class Steps:
         now = _definition(self.state, self.parent, name)
         if now == wanted or (wanted or {}).get("broken"):
             return
-        path = f"{reading.DEFINED}/{self.parent}/{name}"
         verb = "define" if now is None else "undefine" if wanted is None else "modify the definition of"
         text = f"let mdevctl {verb} the mediated device {name}{_described(wanted)}"
-        args = {"parent": self.parent, "uuid": name, "to": wanted, "from": now}
-        self._defined.append(Action("mdev_define", self.parent, text, args=args, before={path: now}, after={path: wanted}))
+        self._defined.append(_definition_step(self.parent, self.parent, name, text, wanted, now))
 
     def no_room(self, target: Target) -> list[Refusal]:
         types = _types(self.state, self.parent)
@@ -515,6 +513,17 @@ class Steps:
             before={f"mdev {name}": stopped.args["type"] if stopped else None},
             after={f"mdev {name}": wanted["type"]},
         )
+
+
+def _definition_step(unit: str, parent: str, name: str, text: str, to: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Action:
+    path = f"{reading.DEFINED}/{parent}/{name}"
+    args = {"parent": parent, "uuid": name, "to": to, "from": now}
+    return Action("mdev_define", unit, text, args=args, before={path: now}, after={path: to})
+
+
+def undefine(unit: str, parent: str, name: str, now: Mapping[str, Any]) -> Action:
+    """Of a parent that is not there."""
+    return _definition_step(unit, parent, name, f"let mdevctl undefine the mediated device {name}", None, now)
 
 
 def _described(wanted: Mapping[str, Any] | None) -> str:

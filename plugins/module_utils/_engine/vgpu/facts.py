@@ -196,6 +196,14 @@ def parents(files: Files, pf: str, vfs: Mapping[int, str]) -> list[str]:
     return [address for address in (pf, *vfs.values()) if files.exists(f"{mdev.PARENTS}/{address}")]
 
 
+def without_vfs(host: Host, pf: str) -> bool:
+    """Does the driver call itself one for hosts of vGPUs, and make no VFs for them? One process."""
+    code, out, _err = host.run(["nvidia-smi", "-q", "-i", pf])
+    said = _fields(out) if code == 0 else {}
+    modes = [said.get(f"GPU Virtualization Mode/{key}", "") for key in ("Virtualization Mode", "Host VGPU Mode")]
+    return modes == ["Host VGPU", "Non SR-IOV"]
+
+
 def uuid_of(machine_id: str, wish: Mapping[str, Any], key: int) -> str:
     """The UUID of the mediated device that is vGPU `key` of a recorded wish: that of somebody else's that was declared as it was, else one that is the
     same in each run."""

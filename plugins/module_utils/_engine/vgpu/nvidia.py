@@ -174,7 +174,7 @@ def converge(state: State, targets: Sequence[Target], options: Options, stepping
         return result
     wish = _recorded(state, pf, facts, chosen, layout, entry)
     result.warnings += common.overruled(state, RESOURCE, pf, wish, options)
-    change = Change(state, pf, facts, wish, entry, chosen, dropped, bool(division.steps))
+    change = Change(state, pf, facts, wish, entry, chosen, dropped, bool(division.steps) or division.waits)
     steps = stepping(change)
     if _in_use(result, change, steps, options, division):
         return result
@@ -231,8 +231,8 @@ def _choose(function: Function, wanted: Sequence[int], known: Mapping[int, str],
 
 
 def _too_many(result: Plan, target: Target, number: int) -> Plan:
-    reason = f"{number} vGPUs are wished, and it has not so many VFs that are free."
-    result.refusals.append(refusal(target, reason, "Lower the counts; VFs with a type that the collection did not set are left alone."))
+    reason = f"{number} vGPUs are wished, and it has not so many {'VFs' if target.function.sriov else 'places'} that are free."
+    result.refusals.append(refusal(target, reason, "Lower the counts; those with a type that the collection did not set are left alone."))
     return result
 
 
@@ -285,7 +285,7 @@ def _not_possible(
         wrong = check(target, chosen, after, facts, division)
         if wrong:
             return wrong
-    if division.steps or any(current.get(index) and chosen.get(index) != current[index] for index in known):
+    if division.steps or division.waits or any(current.get(index) and chosen.get(index) != current[index] for index in known):
         return []
     return _no_room_now(target, chosen, facts)
 

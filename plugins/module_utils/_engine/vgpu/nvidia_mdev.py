@@ -33,7 +33,7 @@ Slots = dict[int, dict[str, Any]]
 def read(host: Host, state: State, function: Function) -> dict[str, Any] | None:
     """What the driver says of a GPU that is a parent of mediated devices, or whose VFs are."""
     vfs = function.sriov.vfs if function.sriov else {}
-    parents = reading.parents(host.files, function.address, vfs)
+    parents = reading.parents(host.files, function.address, vfs) or _awaited(host, function.address, vfs)
     if not parents:
         return None
     said = {**reading.read(host, function.address, vfs), "mediated": True, "mdev": _of_these(mdev.read(host.files), parents)}
@@ -45,6 +45,14 @@ def read(host: Host, state: State, function: Function) -> dict[str, Any] | None:
         return {**said, **_of_the_gpu(said, function.address, offers[function.address], ours)}
     slots = {index: _slot(said, vf, offers.get(vf, {}), _on(said, vf), ours.get(index)) for index, vf in vfs.items()}
     return {**said, "slots": slots}
+
+
+def _awaited(host: Host, pf: str, vfs: Mapping[int, str]) -> list[str]:
+    """A GPU whose driver says that it divides it without VFs, and that is no parent yet: its driver may just have been loaded."""
+    if vfs or not reading.without_vfs(host, pf):
+        return []
+    host.wait(lambda: bool(reading.parents(host.files, pf, {})), machinery.REGISTER_LIMIT)
+    return reading.parents(host.files, pf, {})
 
 
 def _of_these(found: dict[str, Any], parents: Sequence[str]) -> dict[str, Any]:

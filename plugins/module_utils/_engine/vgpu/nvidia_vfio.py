@@ -16,6 +16,8 @@ from typing import Any
 from ..host import Host
 from ..mdev import facts as mdev
 from ..model import CERTAIN, PREDICTED, Action, Function, Plan, State
+from ..resources import common
+from ..resources import mdev as machinery
 from ..resources.common import Options, Target
 from . import facts as reading
 from . import nvidia
@@ -28,7 +30,16 @@ def read(host: Host, state: State, function: Function) -> dict[str, Any] | None:
     """What the driver says of a GPU."""
     said = reading.read(host, function.address, function.sriov.vfs if function.sriov else {})
     keeper = any(host.files.exists(path) for path in mdev.KEEPERS)
+    said["left"] = [] if said["vfs"] else _left(host, state, function.address)
     return {**said, "slots": said["vfs"], "mediated": False, "keeper": keeper, "beside": nvidia.beside(said)}
+
+
+def _left(host: Host, state: State, pf: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Parent, UUID and definition of what mdevctl keeps of ours for VFs that are not there now."""
+    entry = common.stored_entry(state, nvidia.RESOURCE, pf)
+    ours = [reading.uuid_of(state.machine_id, entry["wish"], index) for index in nvidia.known_of(entry)] if entry else []
+    kept = [(parent, uuid, mdev.definition(host.files, parent, uuid)) for parent in host.files.names(mdev.DEFINED) if ours for uuid in ours]
+    return [(parent, uuid, found) for parent, uuid, found in kept if found]
 
 
 def converge(state: State, targets: Sequence[Target], options: Options) -> Plan:
@@ -37,8 +48,10 @@ def converge(state: State, targets: Sequence[Target], options: Options) -> Plan:
 
 
 def give_back(state: State, target: Target, options: Options) -> Plan:
-    """What puts it back as it was."""
-    return nvidia.give_back(state, target, options, _steps)
+    """What puts it back as it was. mdevctl would start what it keeps once the VFs are there again."""
+    result, pf = nvidia.give_back(state, target, options, _steps), target.function.address
+    result.actions = [*(machinery.undefine(pf, *left) for left in state.more[nvidia.RESOURCE][pf]["left"]), *result.actions]
+    return result
 
 
 def _steps(change: nvidia.Change) -> nvidia.Steps:

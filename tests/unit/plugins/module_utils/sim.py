@@ -111,6 +111,8 @@ class Pci:
     made_up_mac: bool = False
     #: A port without a MAC of its own: its driver makes one up at each boot (addr_assign_type is 1 then).
     random_mac: bool = False
+    #: reset_method, from Linux 5.15 on: 'flr bus', nothing where there is none.
+    reset_methods: str | None = None
 
     @property
     def path(self) -> str:
@@ -681,6 +683,8 @@ class SimKernel:
 
     def _nvme_nodes(self, f: Pci) -> dict[str, Any]:
         nodes: dict[str, Any] = {f"{f.path}/reset": ""} if f.address in self.nvme or f.physfn else {}
+        if f.reset_methods is not None:
+            nodes[f"{f.path}/reset_method"] = f"{f.reset_methods}\n"
         if f.driver == "nvme":
             name = f"nvme{sorted(a for a, other in self.functions.items() if other.driver == 'nvme').index(f.address)}"
             nodes[f"{f.path}/nvme/{name}/serial"] = f"{f.serial:20}\n"
