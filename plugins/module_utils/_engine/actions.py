@@ -750,11 +750,11 @@ def _packed() -> tuple[Any, ...]:
     from .kvm import daemons, hugepages, ksm, objects, users
     from .loaders import bls, edited, grub, ostree, proxmox, uki
     from .mdev import steps as mdev_steps
-    from .vgpu import steps as vgpu_steps
+    from .vgpu import mig_steps, nvidia_steps
     from .vmdq import steps as of_vmdq
 
     kvm_host = (daemons, hugepages, ksm, objects, users)
-    return (initramfs, modprobe, steps, *kvm_host, bls, edited, grub, ostree, proxmox, uki, of_vmdq, mdev_steps, vgpu_steps)
+    return (initramfs, modprobe, steps, *kvm_host, bls, edited, grub, ostree, proxmox, uki, of_vmdq, mdev_steps, nvidia_steps, mig_steps)
 
 
 TABLE: Mapping[str, Step] = {
@@ -820,9 +820,13 @@ TABLE: Mapping[str, Step] = {
     "mdev_define": _later("mdev.steps", "define", "undo_define"),
     "mdev_start": _later("mdev.steps", "start", "undo_start"),
     "mdev_stop": _later("mdev.steps", "stop", "undo_stop"),
-    "enable_vgpu_vfs": _later("vgpu.steps", "enable", "disable"),
-    "disable_vgpu_vfs": _later("vgpu.steps", "disable", "enable"),
-    "set_vgpu_type": _later("vgpu.steps", "set_type", "undo_type"),
+    "give_subchannel": _later("mdev.steps", "give_subchannel", "undo_give_subchannel"),
+    "enable_vgpu_vfs": _later("vgpu.nvidia_steps", "enable", "disable"),
+    "disable_vgpu_vfs": _later("vgpu.nvidia_steps", "disable", "enable"),
+    "set_vgpu_type": _later("vgpu.nvidia_steps", "set_type", "undo_type"),
+    "set_mig_mode": _later("vgpu.mig_steps", "set_mode", "undo_mode"),
+    "destroy_mig_instances": _later("vgpu.mig_steps", "destroy", "undo_destroy"),
+    "create_mig_instances": _later("vgpu.mig_steps", "create", "undo_create"),
     "install_replay": Step(boot.install, boot.undo_install),
     "write_rules": Step(boot.write_rules, boot.undo_rules),
     "remove_replay": Step(boot.remove, boot.undo_remove),

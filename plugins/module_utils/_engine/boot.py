@@ -148,8 +148,10 @@ def _rules(declared: Collection[str], ours: Collection[str], stations: Collectio
     )
     # A parent of mediated devices registers (mdev_register_parent, drivers/vfio/mdev/mdev_core.c).
     registered = 'ACTION=="change", KERNEL=="%(a)s", ENV{MDEV_STATE}=="registered", ' + start
+    # A subchannel appears, or shows that it has a device (io_subchannel_register, drivers/s390/cio/device.c).
+    appeared = 'ACTION=="add", SUBSYSTEM=="css", KERNEL=="%(a)s", ENV{SYNTH_UUID}!="?*", ' + start
     fills = [{"a": address, "bus": sysfs.bus_of(address)} for address in sorted(declared)]
-    rules = {sysfs.MDEV: (registered,), sysfs.PCI: (*events, registered)}
+    rules = {sysfs.MDEV: (registered,), sysfs.CSS: (appeared, registered), sysfs.PCI: (*events, registered)}
     lines = [rule % fill for fill in fills for rule in rules.get(fill["bus"], events)] + [vf % {"a": address} for address in sorted(ours)]
     lines += [station % {"a": re.sub(r"([*?\[\]|])", r"[\1]", name)} for name in sorted(stations)]
     return "\n".join([_NOTE, *lines]) + "\n"

@@ -45,7 +45,7 @@ vmdq: Any = _Vmdq()
 RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio, vmdq.NAME: vmdq, vgpu.NAME: vgpu, mdev.NAME: mdev}
 
 #: Resources that read more than read_state (read_more), by commands of their own, for the devices whose wish needs it.
-_READ_MORE = (sriov.NAME, vmdq.NAME, mdev.NAME, vgpu.NAME)
+_READ_MORE = (sriov.NAME, vfio.NAME, vmdq.NAME, mdev.NAME, vgpu.NAME)
 
 #: Seconds that a run waits for another one to end.
 LOCK_LIMIT = 120.0
@@ -264,6 +264,11 @@ def _ruled_twice(state: State, declared: Mapping[str, Mapping[str, Any]]) -> lis
             reason = f"vfio names it, and sriov rules the VFs of its PF {function.physfn}."
         if reason:
             refusals.append(Refusal(address, reason, "Let one of them rule it; nothing was changed."))
+    for address in sorted(declared[mdev.NAME]):
+        parent = state.functions.get(address)
+        if parent and parent.physfn in declared[vgpu.NAME]:
+            reason = f"mdev names it, and vgpu rules the vGPUs of its GPU {parent.physfn}."
+            refusals.append(Refusal(address, reason, "One card has one framework: let one of them rule it; nothing was changed."))
     for name, others in ((mdev.NAME, ("sriov", "vfio", "vgpu")), (vgpu.NAME, ("sriov", "vfio"))):
         both = [(other, address) for address in sorted(declared[name]) for other in others if address in declared[other]]
         refusals += [Refusal(a, f"both {other} and {name} name it.", "Let one of them rule it; nothing was changed.") for other, a in both]

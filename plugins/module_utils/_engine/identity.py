@@ -119,6 +119,9 @@ def _search(state: State, key: str, known: _Known) -> _Answer:
         return _search_vf(state, key, known)
     here = state.functions.get(key)
     if sysfs.bus_of(key) != sysfs.PCI:
+        if here and _differing(state, known, here):
+            # A subchannel: its number may be another one's after an IPL.
+            return _Answer(None, reason=_exchanged(state, key, known))
         # A simulated device is its name.
         return _Answer(key) if here else _Answer(None, reason=f"{key}: the declared device is not there. {_WAY_OUT}")
     alike = _alike(state, known.get("ids", ""))

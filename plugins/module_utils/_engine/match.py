@@ -36,6 +36,12 @@ CLASSES = {
 KEYS = ("address", "vendor", "device", "subsystem", "driver", "ifname", "mac", "serial", "class", "numa_node", "slot")
 #: Of mediated devices alone.
 PARENT = "parent"
+#: Of GPUs alone.
+UUID = "uuid"
+
+#: State.more: GPU -> by what its driver alone names it. Read where a wish names one so.
+GPUS = "gpus"
+BY_DRIVER = (UUID, "serial")
 
 _HEX4 = re.compile(r"(0x)?[0-9a-f]{4}")
 
@@ -45,7 +51,7 @@ def check_selector(match: Mapping[str, Any]) -> str | None:
     named = {key: value for key, value in match.items() if value is not None and value != [] and key != "vf"}
     if not named:
         return "an empty match would mean every device of the host; name at least one key."
-    unknown = sorted(set(named) - {*KEYS, PARENT})
+    unknown = sorted(set(named) - {*KEYS, PARENT, UUID})
     if unknown:
         return f"unknown key {', '.join(unknown)}; a selector knows {', '.join(KEYS)} and vf."
     empty = [key for key, values in named.items() if any(not str(value).strip() for value in values)]
@@ -75,14 +81,14 @@ def select(state: State, match: Mapping[str, Any], gone: Sequence[Function] = ()
 
 
 def _is_meant(function: Function, match: Mapping[str, Any]) -> bool:
-    """A parent that is on no bus is found by its name alone, not by a pattern that was meant for addresses."""
-    return function.bus != sysfs.MDEV or bool(match.get(PARENT)) or function.address in match.get("address", ())
+    """A parent that is no function of PCI is found by its name alone, not by a pattern that was meant for addresses."""
+    return function.bus not in sysfs.BY_NAME or bool(match.get(PARENT)) or function.address in match.get("address", ())
 
 
 def _matches(state: State, function: Function, match: Mapping[str, Any]) -> bool:
     return all(
         any(_key_matches(state, function, key, value) for value in match[key])
-        for key in (*KEYS, PARENT)
+        for key in (*KEYS, PARENT, UUID)
         if match.get(key) not in (None, [])
     )
 
@@ -105,8 +111,9 @@ def _key_matches(state: State, function: Function, key: str, value: Any) -> bool
         return bool(function.numa_node == int(value))
     if key in ("vendor", "device"):
         return bool(str(value).lower().rpartition("0x")[2] == getattr(function, key))
-    # An NVMe controller shows its serial number only under its own driver.
-    known = getattr(function, key) or _identity(state, function).get(key, "")
+    # An NVMe controller shows its serial number only under its own driver; that of a GPU only its driver tells.
+    told = state.more.get(GPUS, {}).get(function.address, {}).get(key)
+    known = told or getattr(function, key, "") or _identity(state, function).get(key, "")
     return str(known).lower() == str(value).lower()
 
 

@@ -54,7 +54,7 @@ def read_state(host: Host, needs: Needs, known: Mapping[str, Function] | None = 
     # The one process of a reading works while this one reads files.
     answer = host.begin(_ADDRESSES)
     drivers = frozenset(files.names(DRIVERS))
-    functions = _read_functions(files, known or {})
+    functions = _read_functions(files, known or {}, documents)
     netdevs = _read_netdevs(host, answer)
     functions = {address: _without_representors(function, netdevs) for address, function in functions.items()}
     netdevs = _with_made_up(files, functions, netdevs)
@@ -149,7 +149,7 @@ def _read_early(files: Files, stored: Mapping[str, Any], needs: Needs) -> Mappin
 # --- PCI functions -------------------------------------------------------------------------------------------------
 
 
-def _read_functions(files: Files, known: Mapping[str, Function]) -> dict[str, Function]:
+def _read_functions(files: Files, known: Mapping[str, Function], documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Function]:
     addresses = [name for name in files.names(DEVICES) if ADDRESS.fullmatch(name)]
     slots = _read_slots(files)
     disks = _disks_in_use(files)
@@ -163,7 +163,7 @@ def _read_functions(files: Files, known: Mapping[str, Function]) -> dict[str, Fu
         else:
             functions[address] = _read_function(files, address, slots, disks, netdevs, overrides, kinds)
     functions.update(_read_other_buses(files, netdevs))
-    functions.update(mdev.parents(files))
+    functions.update(mdev.parents(files, documents[mdev.NAME]["devices"]))
     return functions
 
 

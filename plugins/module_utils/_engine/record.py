@@ -91,7 +91,12 @@ def _wrong_mdev(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
         yield from _of_kind(devices, {"type": "list", "options": _OF_MDEV}, "wish.devices")
         yield from (f"wish.devices.{n}.uuid" for n, item in enumerate(devices) if not isinstance(item, dict) or not _is_uuid(item.get("uuid")))
     yield from _typed(wish, {"named_after": {"type": "str"}}, "wish")
-    mdevs = origin.get("mdevs", {})
+    yield from _typed(origin, {key: {"type": "str"} for key in ("driver", "override")}, "origin")
+    yield from _wrong_before(origin.get("mdevs", {}))
+
+
+def _wrong_before(mdevs: Any) -> Iterator[str]:
+    """How mediated devices were before the collection: by UUID, or by the number of the vGPU that they are."""
     if not isinstance(mdevs, dict):
         yield "origin.mdevs"
         return
@@ -181,10 +186,30 @@ def _names_a_card(known: Any) -> bool:
 
 
 def _wrong_vgpu(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    """What a framework alone knows of is its own to look at."""
+    if not isinstance(wish.get("framework"), str):
+        yield "wish.framework"
     yield from _by_index(wish.get("vgpus"), {"type": "str"}, "wish.vgpus")
-    if not isinstance(origin.get("vfs"), bool):
-        yield "origin.vfs"
-    yield from _by_index(origin.get("types"), {"type": "int"}, "origin.types")
+    if str(wish.get("framework")).startswith("nvidia"):
+        if not isinstance(origin.get("vfs"), bool):
+            yield "origin.vfs"
+        yield from _by_index(origin.get("types"), {"type": "int"}, "origin.types")
+        if not isinstance(wish.get("named_after"), str):
+            yield "wish.named_after"
+        yield from _by_index(wish.get("mdevs", {}), {"type": "str"}, "wish.mdevs")
+        mdevs = wish.get("mdevs", {})
+        yield from (f"wish.mdevs.{key}" for key, uuid in (mdevs.items() if isinstance(mdevs, dict) else ()) if not _is_uuid(uuid))
+        yield from _wrong_before(origin.get("mdevs", {}))
+        yield from _wrong_mig(wish.get("mig"), "wish.mig")
+        yield from _wrong_mig(origin.get("mig"), "origin.mig")
+
+
+def _wrong_mig(said: Any, where: str) -> Iterator[str]:
+    if said is None:
+        return
+    counts = said.get("instances", {}) if isinstance(said, dict) else None
+    if not isinstance(counts, dict) or not isinstance(said.get("enabled"), bool) or not all(isinstance(count, int) for count in counts.values()):
+        yield where
 
 
 _WRONG: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Iterator[str]]] = {

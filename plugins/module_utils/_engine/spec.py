@@ -102,6 +102,7 @@ VFIO: dict[str, Any] = {
     **_TARGET,
     "driver": {"type": "str", "default": "vfio-pci"},
     "early": {"type": "bool"},
+    "siblings": {"type": "bool"},
 }
 
 #: Numbers are of the port; a station that is named is there, up, and in hardware unless require_offload is false.
@@ -144,7 +145,26 @@ MDEV: dict[str, Any] = {
     "autostart": {"type": "bool"},
 }
 
-VGPU: dict[str, Any] = {**_TARGET, "type": {"type": "str"}, "count": {"type": "int"}}
+#: GPUs: their drivers name them by more than others do.
+_VGPU_SELECTOR: dict[str, Any] = {**SELECTOR, "uuid": _words()}
+
+VGPU: dict[str, Any] = {
+    **_TARGET,
+    "match": {"type": "dict", "required": True, "options": _VGPU_SELECTOR},
+    "type": {"type": "str"},
+    "count": {"type": "int"},
+    "mig": {
+        "type": "dict",
+        "options": {
+            "enabled": {"type": "bool", "required": True},
+            "instances": {
+                "type": "list",
+                "elements": "dict",
+                "options": {"profile": {"type": "str", "required": True}, "count": {"type": "int", "required": True}},
+            },
+        },
+    },
+}
 
 #: Of a network or a pool of libvirt. They have no state "unset": one that is named is there, active, and started with the host.
 _OBJECT: dict[str, Any] = {
@@ -397,6 +417,6 @@ MODULES: dict[str, dict[str, Any]] = {
     "vmdq_info": {"match": {"type": "dict", "options": SELECTOR}},
     "mdev": {"devices": {**_list_of(MDEV), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
     "vgpu": {"devices": {**_list_of(VGPU), "required": True}, "exclusive": EXCLUSIVE, **_COMMON},
-    "vgpu_info": {"match": {"type": "dict", "options": SELECTOR}},
+    "vgpu_info": {"match": {"type": "dict", "options": _VGPU_SELECTOR}},
     "mdev_info": {"match": {"type": "dict", "options": _MDEV_SELECTOR}},
 }

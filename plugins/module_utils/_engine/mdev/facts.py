@@ -11,14 +11,16 @@ a definition as /etc/mdevctl.d/PARENT/UUID (mdevctl(8)), JSON with mdev_type, st
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .. import sysfs
 from ..errors import EngineError
 from ..host import Files
 from ..model import Function
+from . import ap, ccw
 
+NAME = "mdev"
 PARENTS = "/sys/class/mdev_bus"
 DEVICES = "/sys/bus/mdev/devices"
 DEFINED = "/etc/mdevctl.d"
@@ -26,10 +28,12 @@ DEFINED = "/etc/mdevctl.d"
 KEEPERS = ("/usr/sbin/mdevctl", "/usr/bin/mdevctl")
 
 
-def parents(files: Files) -> dict[str, Function]:
-    """The parents that are no functions of a bus that is read anyway: mtty, the s390x matrix, a subchannel."""
-    names = [name for name in files.names(PARENTS) if sysfs.bus_of(name) == sysfs.MDEV]
-    return {name: Function(address=name, vendor="", device="", bus=sysfs.MDEV) for name in names}
+def parents(files: Files, recorded: Collection[str]) -> dict[str, Function]:
+    """The parents that are no functions of a bus that is read anyway: mtty, the s390x matrix, a subchannel. A subchannel that is
+    recorded is none right after a boot."""
+    names = files.names(PARENTS)
+    found = {name: Function(address=name, vendor="", device="", bus=sysfs.MDEV) for name in names if sysfs.bus_of(name) == sysfs.MDEV}
+    return {**found, **ccw.functions(files, {*names, *recorded})}
 
 
 def read(files: Files) -> dict[str, Any]:
@@ -39,6 +43,7 @@ def read(files: Files) -> dict[str, Any]:
         "parents": {name: types(files, name) for name in files.names(PARENTS)},
         "devices": {uuid: device(files, uuid) for uuid in files.names(DEVICES)},
         "defined": {parent: _definitions(files, parent) for parent in files.names(DEFINED)},
+        "ap": ap.read(files),
     }
 
 
@@ -60,12 +65,13 @@ def _number(text: str | None) -> int:
 
 
 def device(files: Files, uuid: str) -> dict[str, Any]:
-    """A device that is there: its parent, its type and its IOMMU group."""
-    path = f"{DEVICES}/{uuid}"
+    """A device that is there: its parent, its type, its IOMMU group, and of vfio-ap what it was assigned."""
+    path, parent = f"{DEVICES}/{uuid}", parent_of(files, uuid)
     return {
-        "parent": parent_of(files, uuid),
+        "parent": parent,
         "type": files.link(f"{path}/mdev_type") or "",
         "group": files.link(f"{path}/iommu_group"),
+        "matrix": ap.of_device(files, path) if parent == ap.PARENT else None,
     }
 
 

@@ -13,12 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .. import security, sysfs
 from ..errors import EngineError, explain
 from ..host import Host
-from . import facts
+from . import ccw, facts
 
 #: Seconds for the kernel to make or remove a device that nobody uses. NVIDIA's manager takes seconds for one.
 LIMIT = 30.0
+#: Seconds for a driver to let a subchannel go or to take it.
+DRIVER_LIMIT = 60.0
 
 Args = Mapping[str, Any]
 
@@ -141,3 +144,45 @@ def _remove(host: Host, uuid: str) -> None:
         raise EngineError(f"the kernel answered {explain(error)} to the removal of {uuid}. Look at the kernel log.") from None
     if not host.wait(lambda: not host.files.exists(f"{facts.DEVICES}/{uuid}"), LIMIT):
         raise EngineError(f"the kernel said yes, but {uuid} is still there. Look at the kernel log.")
+
+
+# --- Subchannels ---------------------------------------------------------------------------------------------------
+
+
+def give_subchannel(host: Host, args: Args) -> None:
+    _set_driver(host, args["subchannel"], args["to"], args["override"])
+
+
+def undo_give_subchannel(host: Host, args: Args) -> None:
+    _set_driver(host, args["subchannel"], args["from"], args["from_override"])
+
+
+def _set_driver(host: Host, name: str, driver: str | None, override: str | None) -> None:
+    """The override first: from then on no other driver can take the subchannel."""
+    path = sysfs.device(name)
+    if driver == ccw.DRIVER:
+        _load(host)
+    try:
+        host.files.write(f"{path}/driver_override", override or "\n")
+        now = host.files.link(f"{path}/driver")
+        if now and now != driver:
+            host.files.write(f"{path}/driver/unbind", name, limit=DRIVER_LIMIT)
+        if driver and now != driver:
+            host.files.write(f"{ccw.DRIVERS}/{driver}/bind", name, limit=DRIVER_LIMIT)
+    except OSError as error:
+        advice = f" {ccw.DRIVER} takes no QDIO subchannels." if driver == ccw.DRIVER else ""
+        raise EngineError(f"the kernel answered {explain(error)}.{advice} Look at the kernel log.") from None
+    found = host.files.link(f"{path}/driver")
+    if found != driver:
+        raise EngineError(f"{name} has the driver {found or 'none'} now, not {driver or 'none'}. Look at the kernel log.")
+    if driver == ccw.DRIVER and not host.wait(lambda: host.files.exists(f"{facts.PARENTS}/{name}"), DRIVER_LIMIT):
+        raise EngineError(f"{ccw.DRIVER} has {name}, but did not register it for mediated devices. Look at the kernel log.")
+
+
+def _load(host: Host) -> None:
+    if host.files.exists(f"{ccw.DRIVERS}/{ccw.DRIVER}"):
+        return
+    code, _out, err = host.run(["modprobe", "--", ccw.DRIVER])
+    if code or not host.files.exists(f"{ccw.DRIVERS}/{ccw.DRIVER}"):
+        why = security.why_refused(host.files, err) or "Install or repair the module."
+        raise EngineError(f"modprobe {ccw.DRIVER} failed: {err.strip() or code}. {why}")

@@ -63,7 +63,7 @@ def targets(
     refusals: list[Refusal] = []
     gone = store.gone(state, resource)
     for number, wish in enumerate(wishes):
-        label = f"{resource}[{number}]"
+        label = wish.get("label") or f"{resource}[{number}]"
         functions, wrong = match.resolve(state, wish, label, gone)
         refusals += wrong + ([] if functions else _moved_from(state, resource, wish, label))
         for function in functions:

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .. import sysfs
 from ..host import Host
+from ..mdev import ap, ccw, room
 from ..mdev import facts as reading
-from ..mdev import room
 from ..model import CERTAIN, PREDICTED, Action, Function, Plan, Refusal, State, User
 from ..plain import dataclass
 from . import common
@@ -44,17 +45,26 @@ class _Wanted:
 
 
 def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    """Drivers that the wishes name: none."""
-    return frozenset()
+    """Drivers that the wishes come to: that of subchannels."""
+    return frozenset({ccw.DRIVER}) if _subchannels_of(wishes) else frozenset()
+
+
+def _subchannels_of(wishes: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The subchannels that wishes name."""
+    matches = [wish.get("match") or {} for wish in wishes]
+    return {name for match in matches for key in ("parent", "address") for name in match.get(key) or [] if sysfs.bus_of(str(name)) == sysfs.CSS}
 
 
 def read_more(host: Host, state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> State:
     """Parents, types, devices and definitions. A parent that a wish names and that is not there yet is waited for."""
     named = {name for wish in wishes if wish.get("state") != "absent" for name in (wish.get("match") or {}).get("parent") or []}
-    paths = [f"{reading.PARENTS}/{name}" for name in sorted(named) if "/" not in name]
+    # A subchannel is one once it is given to vfio_ccw, and that is for the plan.
+    paths = [f"{reading.PARENTS}/{name}" for name in sorted(named) if "/" not in name and sysfs.bus_of(name) != sysfs.CSS]
     host.wait(lambda: all(host.files.exists(path) for path in paths), REGISTER_LIMIT)
-    state = replace(state, functions={**state.functions, **reading.parents(host.files)})
-    return state.with_more(NAME, reading.read(host.files))
+    parents = reading.parents(host.files, {*_subchannels_of(wishes), *state.stored[NAME]["devices"]})
+    state = replace(state, functions={**state.functions, **parents})
+    subchannels = [name for name, function in parents.items() if function.bus == sysfs.CSS]
+    return state.with_more(NAME, {**reading.read(host.files), "subchannels": ccw.read(host.files, subchannels)})
 
 
 def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> Plan:
@@ -185,7 +195,7 @@ def _promised_twice(plan: Plan) -> list[Refusal]:
 def _converge(state: State, targets: Sequence[Target], options: Options) -> Plan:
     result, first = Plan(), targets[0]
     parent = first.function.address
-    if common.refuse_all(result, common.conflict(state, NAME, first) + _not_registered(state, first)):
+    if common.refuse_all(result, common.conflict(state, NAME, first) + _no_parent(state, first)):
         return result
     wanted, wrong = _wanted(state, targets)
     if common.refuse_all(result, wrong):
@@ -193,20 +203,23 @@ def _converge(state: State, targets: Sequence[Target], options: Options) -> Plan
     entry = common.stored_entry(state, NAME, parent)
     known = _known(entry)
     whole = {name: _filled(state, parent, name, device, known) for name, device in wanted.items()}
-    if common.refuse_all(result, _taken(state, first, whole, known)):
+    if common.refuse_all(result, _wrong_queues(state, first, whole, known) or _taken(state, first, whole, known)):
         return result
+    result.warnings += _missing_queues(state, parent, whole)
     wish = {"devices": [{"uuid": name, **device} for name, device in whole.items()], "named_after": _named_after(state, parent)}
     result.warnings += common.overruled(state, NAME, parent, wish, options)
     origins = _origins(entry)
     dropped = [name for name in known if name not in whole]
-    steps = _Steps(state, parent)
+    steps = Steps(state, parent)
+    if whole and not _registered(state, parent):
+        steps.given = _change_driver(first.function, ccw.DRIVER, ccw.DRIVER)
     for name in dropped:
-        steps.give_back(name, origins.get(name, _NOTHING))
+        steps.give_back(name, origins.get(name, NOTHING))
     for name, device in whole.items():
         steps.converge(name, device, known.get(name), options.recorded_only)
     if common.refuse_all(result, steps.no_room(first)) or _in_use(result, state, steps, dropped, options):
         return result
-    origin = {"mdevs": {name: origins.get(name) or _as_found(state, parent, name) for name in whole}}
+    origin = {"mdevs": {name: origins.get(name) or _as_found(state, parent, name) for name in whole}, **_driver_before(first.function, entry)}
     result.actions = common.declare(state, NAME, first.function, wish, origin, result.waived, whole=True)
     result.actions += steps.actions()
     return result
@@ -218,17 +231,24 @@ def _give_back(state: State, function: Function, options: Options) -> Plan:
     entry = common.stored_entry(state, NAME, function.address)
     if entry is None:
         return result
-    steps = _Steps(state, function.address)
+    steps = Steps(state, function.address)
     for name in _known(entry):
-        steps.give_back(name, _origins(entry).get(name, _NOTHING))
+        steps.give_back(name, _origins(entry).get(name, NOTHING))
     if not _in_use(result, state, steps, list(_known(entry)), options):
-        result.actions = [*steps.actions(), *common.forget(state, NAME, function)]
+        result.actions = [*steps.actions(), *_take_back(state, function, entry), *common.forget(state, NAME, function)]
     return result
 
 
-def _not_registered(state: State, target: Target) -> list[Refusal]:
-    if target.function.address in state.more[NAME]["parents"]:
+def _registered(state: State, parent: str) -> bool:
+    return parent in state.more[NAME]["parents"]
+
+
+def _no_parent(state: State, target: Target) -> list[Refusal]:
+    if _registered(state, target.function.address):
         return []
+    if target.function.bus == sysfs.CSS:
+        wrong = _no_driver(state, target.function.address) or ccw.against(state.more[NAME]["subchannels"][target.function.address])
+        return [_refusal(target, *wrong)] if wrong else []
     others = ", ".join(state.more[NAME]["parents"]) or "none"
     reason = "it is no parent of mediated devices now: its driver has registered none (/sys/class/mdev_bus)."
     way_out = f"Load the driver that makes them, as the vendor's host driver; parents of this host: {others}."
@@ -241,7 +261,7 @@ def _known(entry: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
 
 
 #: How a device was before the collection: not there, not defined.
-_NOTHING: Mapping[str, Any] = {"active": False, "defined": None}
+NOTHING: Mapping[str, Any] = {"active": False, "defined": None}
 
 
 def _origins(entry: Mapping[str, Any] | None) -> Mapping[str, Mapping[str, Any]]:
@@ -258,9 +278,51 @@ def _definition(state: State, parent: str, name: str) -> dict[str, Any] | None:
     return found
 
 
+def _no_driver(state: State, subchannel: str) -> tuple[str, str] | None:
+    if state.more[NAME]["subchannels"][subchannel]["loaded"] or common.driver_exists(state, ccw.DRIVER):
+        return None
+    if ccw.DRIVER in state.loadable:
+        return state.lacking[ccw.DRIVER]
+    return f"the running kernel has no driver {ccw.DRIVER}, which subchannels need.", "Install the module (CONFIG_VFIO_CCW)."
+
+
 def _types(state: State, parent: str) -> Mapping[str, Mapping[str, Any]]:
     found: Mapping[str, Mapping[str, Any]] = state.more[NAME]["parents"].get(parent, {})
-    return found
+    return found or (ccw.TYPES if parent in state.more[NAME].get("subchannels", {}) else {})
+
+
+# --- The driver of a subchannel ------------------------------------------------------------------------------------
+
+
+def _driver_before(function: Function, entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a subchannel had before the collection."""
+    if function.bus != sysfs.CSS:
+        return {}
+    before = entry["origin"] if entry else {"driver": function.driver, "override": function.override}
+    return {key: before.get(key) for key in ("driver", "override")}
+
+
+def _take_back(state: State, function: Function, entry: Mapping[str, Any]) -> list[Action]:
+    """Where it had vfio_ccw before the collection, or has another driver by now, it keeps that."""
+    before = _driver_before(function, entry)
+    driver = before.get("driver")
+    ours = function.bus == sysfs.CSS and (function.driver == ccw.DRIVER or function.override == ccw.DRIVER)
+    if not ours or driver == ccw.DRIVER:
+        return []
+    return [_change_driver(function, driver, before["override"])]
+
+
+def _change_driver(function: Function, driver: str | None, override: str | None) -> Action:
+    name = function.address
+    device = f" (device {function.serial})" if function.serial else ""
+    return Action(
+        kind="give_subchannel",
+        unit=name,
+        text=f"give the subchannel {name}{device} to {driver or 'no driver'}" + (f", by driver_override {override}" if override else ""),
+        args={"subchannel": name, "to": driver, "override": override, "from": function.driver, "from_override": function.override},
+        before={"driver": function.driver, "driver_override": function.override},
+        after={"driver": driver, "driver_override": override},
+    )
 
 
 def _filled(state: State, parent: str, name: str, wanted: _Wanted, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -291,14 +353,54 @@ def _taken_by(state: State, parent: str, name: str, wanted: Mapping[str, Any], o
         return None
     if found and found["type"] != wanted["type"]:
         return f"is of a {found['type']}, which the collection did not make."
-    if found and (defined or {}).get("attributes", []) != wanted["attributes"]:
+    if found and _other_attributes(found, wanted["attributes"], (defined or {}).get("attributes", [])):
         return "is of a device that the collection did not make, with other attributes or some that nobody knows."
     if defined and defined.get("type") != wanted["type"]:
         return f"is defined with the type {defined.get('type')}, and the collection did not do that."
     return None
 
 
-def _in_use(result: Plan, state: State, steps: _Steps, for_good: Sequence[str], options: Options) -> bool:
+def _other_attributes(found: Mapping[str, Any], wanted: Sequence[Mapping[str, str]], known: Sequence[Mapping[str, str]]) -> bool:
+    """Has a device that is there others than are wished? vfio-ap alone tells of its own; else those count that are known of it."""
+    if found["matrix"] is not None:
+        return bool(found["matrix"] != ap.wanted(wanted))
+    return known != wanted
+
+
+def _wrong_queues(state: State, target: Target, whole: Mapping[str, Any], known: Mapping[str, Any]) -> list[Refusal]:
+    """Queues that the host keeps, or that a sibling has (vfio-ap)."""
+    bus, parent = state.more[NAME]["ap"], target.function.address
+    if parent != ap.PARENT or not bus:
+        return []
+    there = state.more[NAME]["devices"].items()
+    # What a call gives back, or gives another matrix, it stops before it starts anything.
+    taken = {name: found["matrix"] for name, found in there if found["matrix"] is not None and name not in whole and name not in known}
+    for name, device in whole.items():
+        try:
+            matrix = ap.wanted(device["attributes"])
+        except ValueError as error:
+            return [_refusal(target, f"the kernel would not take the attribute {error}.", "Write numbers, as in '0x05' or '5'.")]
+        wrong = ap.against(bus, matrix, taken)
+        if wrong:
+            return [_refusal(target, f"the mediated device {name}: {wrong[0]}", wrong[1])]
+        taken[name] = matrix
+    return []
+
+
+def _missing_queues(state: State, parent: str, whole: Mapping[str, Any]) -> list[str]:
+    """Queues that vfio_ap has not: a device may have them all the same, for when they come."""
+    bus = state.more[NAME]["ap"]
+    if parent != ap.PARENT or not bus:
+        return []
+    return [
+        f"{parent}: the mediated device {name} is to have {', '.join(queues)}, which the driver {ap.DRIVER} does not have: until it has, "
+        f"a guest gets nothing of adapter {adapter} (cards older than CEX4 it never takes)."
+        for name, device in whole.items()
+        for adapter, queues in ap.missing(bus, ap.wanted(device["attributes"])).items()
+    ]
+
+
+def _in_use(result: Plan, state: State, steps: Steps, for_good: Sequence[str], options: Options) -> bool:
     """Whoever has a device open keeps the kernel from removing it, and the kernel lets the caller wait: nobody can allow
     that. A guest that does not run loses its device."""
     refusals, dangers = [], []
@@ -318,13 +420,19 @@ def _held(parent: str, name: str, user: User) -> Refusal:
     return Refusal(parent, reason, "Stop who uses it first; nothing was changed.")
 
 
-class _Steps:
+def _moved(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    return bool(found and found["matrix"] is not None and found["matrix"] != ap.wanted(wanted["attributes"]))
+
+
+class Steps:
     """The steps on one parent: first what goes, then the definitions, then what comes."""
 
     def __init__(self, state: State, parent: str) -> None:
         self.state, self.parent = state, parent
         self.keeper: bool = state.more[NAME]["keeper"]
         self.stopped: dict[str, Action] = {}
+        #: What makes the parent one.
+        self.given: Action | None = None
         self._defined: list[Action] = []
         self._started: list[tuple[str, Mapping[str, Any]]] = []
 
@@ -332,8 +440,8 @@ class _Steps:
         found = self.state.more[NAME]["devices"].get(name)
         if self.keeper:
             self._define(name, dict(wanted))
-        # Attributes are written when a device starts.
-        other = known is not None and known["attributes"] != wanted["attributes"]
+        # Attributes are written when a device starts. What somebody took from a running one, or gave it, only vfio-ap shows.
+        other = known is not None and (known["attributes"] != wanted["attributes"] or _moved(found, wanted))
         if found and (found["type"] != wanted["type"] or other):
             self._stop(name, known or wanted)
             self._started.append((name, wanted))
@@ -364,11 +472,9 @@ class _Steps:
         now = _definition(self.state, self.parent, name)
         if now == wanted or (wanted or {}).get("broken"):
             return
-        path = f"{reading.DEFINED}/{self.parent}/{name}"
         verb = "define" if now is None else "undefine" if wanted is None else "modify the definition of"
         text = f"let mdevctl {verb} the mediated device {name}{_described(wanted)}"
-        args = {"parent": self.parent, "uuid": name, "to": wanted, "from": now}
-        self._defined.append(Action("mdev_define", self.parent, text, args=args, before={path: now}, after={path: wanted}))
+        self._defined.append(_definition_step(self.parent, self.parent, name, text, wanted, now))
 
     def no_room(self, target: Target) -> list[Refusal]:
         types = _types(self.state, self.parent)
@@ -387,8 +493,8 @@ class _Steps:
         return room.judge(_types(self.state, self.parent), known, gone)
 
     def actions(self) -> list[Action]:
-        certainty = CERTAIN if self._room() == room.ENOUGH else PREDICTED
-        return [*self.stopped.values(), *self._defined, *(self._start(name, wanted, certainty) for name, wanted in self._started)]
+        certainty = CERTAIN if self._room() == room.ENOUGH and not self.given else PREDICTED
+        return [*([self.given] if self.given else []), *self.stopped.values(), *self._defined, *(self._start(name, wanted, certainty) for name, wanted in self._started)]
 
     def _start(self, name: str, wanted: Mapping[str, Any], certainty: str) -> Action:
         stopped = self.stopped.get(name)
@@ -407,6 +513,17 @@ class _Steps:
             before={f"mdev {name}": stopped.args["type"] if stopped else None},
             after={f"mdev {name}": wanted["type"]},
         )
+
+
+def _definition_step(unit: str, parent: str, name: str, text: str, to: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Action:
+    path = f"{reading.DEFINED}/{parent}/{name}"
+    args = {"parent": parent, "uuid": name, "to": to, "from": now}
+    return Action("mdev_define", unit, text, args=args, before={path: now}, after={path: to})
+
+
+def undefine(unit: str, parent: str, name: str, now: Mapping[str, Any]) -> Action:
+    """Of a parent that is not there."""
+    return _definition_step(unit, parent, name, f"let mdevctl undefine the mediated device {name}", None, now)
 
 
 def _described(wanted: Mapping[str, Any] | None) -> str:
@@ -429,13 +546,15 @@ def info(state: State) -> list[dict[str, Any]]:
 
 
 def _all(state: State) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Parent, UUID and what a wish says of it. An attribute cannot be read from a device: those are as declared or defined."""
+    """Parent, UUID and what a wish says of it. Attributes are as declared or defined: from a device only those of vfio-ap can be read."""
     more = state.more[NAME]
     pairs = {(found["parent"], name) for name, found in more["devices"].items()}
     pairs |= {(parent, name) for parent, devices in more["defined"].items() for name in devices if parent in more["parents"]}
     for parent, name in sorted(pairs):
         known = _known(common.stored_entry(state, NAME, parent)).get(name) or _definition(state, parent, name) or {}
         found = more["devices"].get(name, {})
+        if found.get("matrix") is not None and "attributes" not in known:
+            known = {**known, "attributes": ap.attributes(found["matrix"])}
         if not found and known.get("type") is None:
             continue
         facts = {"type": found.get("type") or known["type"]}
@@ -468,6 +587,7 @@ def _device_facts(state: State, parent: str, name: str, known: Mapping[str, Mapp
         "active": found is not None,
         "type": found["type"] if found else (known.get(name) or defined or {}).get("type"),
         "iommu_group": found["group"] if found else None,
+        "queues": ap.names(found["matrix"]) if found and found["matrix"] is not None else None,
         "defined": defined is not None,
         "declared": name in known,
         "next_boot": bool((known.get(name) or defined or {}).get("autostart")),

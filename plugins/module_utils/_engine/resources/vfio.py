@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import drivers, guards, initramfs, store, sysfs
+from .. import drivers, guards, initramfs, match, store, sysfs
+from ..host import Host
 from ..model import AFTER_REBOOT, Action, Function, Plan, Refusal, State
 from . import common
 from .common import Options, Target
@@ -27,13 +28,56 @@ def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     return frozenset(wish.get("driver") or "vfio-pci" for wish in wishes if wish.get("state") != "absent")
 
 
+def read_more(host: Host, state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> State:
+    """How the kernel can reset GPUs, and what shares a slot with one. Of the sysfs-bus-pci ABI: reset_method."""
+    slots = {_slot(f.address) for f in state.functions.values() if f.class_code.startswith("03") and f.physfn is None}
+    addresses = [f.address for f in state.functions.values() if _slot(f.address) in slots and f.physfn is None]
+    return state.with_more(NAME, {a: host.files.attr(f"{sysfs.device(a)}/reset_method") for a in addresses})
+
+
 def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) -> Plan:
     """What makes the wishes true on this host."""
     result = Plan()
-    found, result.refusals = common.targets(state, NAME, wishes, options)
+    found, result.refusals = common.targets(state, NAME, _with_siblings(state, wishes), options)
     for target in found:
         result.extend(_give_back(state, target, options) if target.absent else _take(state, target, options))
     return result
+
+
+def _with_siblings(state: State, wishes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The wishes, and one more for the other functions in the slots of each that names them: a GPU's audio and USB. Those that a
+    wish names itself are as that says."""
+    named = [[f.address for f in match.resolve(state, wish, "", store.gone(state, NAME))[0]] for wish in wishes]
+    taken = {address for addresses in named for address in addresses}
+    more: list[Mapping[str, Any]] = []
+    for number, (wish, addresses) in enumerate(zip(wishes, named)):
+        slots = {_slot(address) for address in addresses} if wish.get("siblings") else set()
+        others = [f.address for f in state.functions.values() if _slot(f.address) in slots and f.address not in taken and _can_go_along(f)]
+        taken.update(others)
+        if others:
+            more.append({**wish, "match": {"address": others}, "expect": None, "label": f"{NAME}[{number}] (siblings)"})
+    return [*wishes, *more]
+
+
+def _slot(address: str) -> str:
+    """Domain, bus and device: the functions of one card share them."""
+    return address.rpartition(".")[0]
+
+
+def _can_go_along(function: Function) -> bool:
+    return function.bus == sysfs.PCI and function.physfn is None and not function.is_bridge
+
+
+def _reset_warnings(state: State, function: Function, driver: str) -> list[str]:
+    """What a guest should know of a GPU that cannot be reset by itself. Said when it is taken, not again and again."""
+    methods = state.more.get(NAME, {}).get(function.address)
+    if methods is None or not drivers.is_vfio(driver) or not function.class_code.startswith("03"):
+        return []
+    if not methods:
+        return [f"{function.address}: the kernel knows no way to reset it, so the next guest may find it as the last one left it, or not at all."]
+    if set(methods.split()) <= {"bus", "cxl_bus"}:
+        return [f"{function.address}: it is reset with its whole bus only, so all functions below that have to be of one guest (siblings: true)."]
+    return []
 
 
 def info(state: State) -> list[dict[str, Any]]:
@@ -47,10 +91,10 @@ def _is_listed(state: State, function: Function) -> bool:
 
 
 def _as_wish(state: State, function: Function) -> dict[str, Any]:
-    match: dict[str, Any] = {"address": [function.address]}
+    selector: dict[str, Any] = {"address": [function.address]}
     if function.physfn:
-        match["vf"] = True
-    wish = {"match": match, "driver": function.driver}
+        selector["vf"] = True
+    wish = {"match": selector, "driver": function.driver}
     return {**wish, "early": True} if stored_early(state, function.address) else wish
 
 
@@ -67,8 +111,15 @@ def facts(state: State, function: Function) -> dict[str, Any]:
         "vfio_driver": common.best_vfio(state, function.address),
         "next_boot": {"driver": after, "bound_by": by if entry else "kernel"},
         "iommu_group": function.group,
+        "reset_methods": _reset_methods(state, function.address),
         "declared": entry is not None,
     }
+
+
+def _reset_methods(state: State, address: str) -> list[str] | None:
+    """None: it is no GPU's, or the kernel is older than 5.15 and does not tell."""
+    said = state.more.get(NAME, {}).get(address)
+    return said.split() if said is not None else None
 
 
 def stored_early(state: State, address: str) -> bool:
@@ -160,6 +211,7 @@ def _take(state: State, target: Target, options: Options) -> Plan:
         return result
     result.actions = common.declare(state, NAME, function, wish, origin, result.waived)
     result.actions.append(_bind(function, driver, certainty))
+    result.warnings += _reset_warnings(state, function, driver)
     if certainty == AFTER_REBOOT:
         result.reboot_reasons.append(f"{function.address}: it can be given to {driver} once the IOMMU is on")
     return result

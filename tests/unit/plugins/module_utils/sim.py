@@ -111,6 +111,8 @@ class Pci:
     made_up_mac: bool = False
     #: A port without a MAC of its own: its driver makes one up at each boot (addr_assign_type is 1 then).
     random_mac: bool = False
+    #: reset_method, from Linux 5.15 on: 'flr bus', nothing where there is none.
+    reset_methods: str | None = None
 
     @property
     def path(self) -> str:
@@ -577,8 +579,8 @@ class SimKernel:
         if self.virt:
             self.virt.boot()
         self.devlink.reboot()
-        self.mdev.boot()
         self.vgpu.boot()
+        self.mdev.boot()
         for function in self.functions.values():
             function.driver = function.override = function.group = None
             function.vfs, function.autoprobe = [], True
@@ -686,6 +688,8 @@ class SimKernel:
 
     def _nvme_nodes(self, f: Pci) -> dict[str, Any]:
         nodes: dict[str, Any] = {f"{f.path}/reset": ""} if f.address in self.nvme or f.physfn else {}
+        if f.reset_methods is not None:
+            nodes[f"{f.path}/reset_method"] = f"{f.reset_methods}\n"
         if f.driver == "nvme":
             name = f"nvme{sorted(a for a, other in self.functions.items() if other.driver == 'nvme').index(f.address)}"
             nodes[f"{f.path}/nvme/{name}/serial"] = f"{f.serial:20}\n"
@@ -993,7 +997,7 @@ class SimKernel:
             return self._ip_show(argv)
         if argv[:2] in (["nvme", "list-secondary"], ["nvme", "primary-ctrl-caps"]) or argv[3:5] == ["-e", "q"]:
             return self._tool(argv)
-        if argv[0] == "nvidia-smi":
+        if argv[0] == "nvidia-smi" and self.vgpu.reads(argv):
             return self.vgpu.run(argv)
         if argv[0] in ("bridge", "modinfo") or (argv[0] in ("devlink", "ethtool") and ("show" in argv or argv[1] in ("-k", "-l"))):
             return sim_vmdq.run(self, argv) or sim_params.run(self, argv) or self.devlink.run(argv) or (127, "", f"{argv[0]}: command not found")

@@ -5,8 +5,8 @@
 """Mediated devices: parents, types, devices, and mdevctl, which keeps their definitions.
 
 The core answers as drivers/vfio/mdev/mdev_sysfs.c and mdev_core.c of Linux 6.12 do. mtty and mdpy (samples/vfio-mdev) are as the lab shows
-them; GVT-g is synthetic (type names and sharing from drivers/gpu/drm/i915/gvt/vgpu.c); so is the matrix of vfio-ap
-(Documentation/arch/s390/vfio-ap.rst). mdevctl does what its source says (src/main.rs, src/mdev.rs, 1.2 to 1.4).
+them; GVT-g is synthetic (type names and sharing from drivers/gpu/drm/i915/gvt/vgpu.c); so are the matrix of vfio-ap (sim_ap.py) and the subchannels
+of vfio-ccw (sim_css.py). mdevctl does what its source says (src/main.rs, src/mdev.rs, 1.2 to 1.4).
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import errno
 import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
+
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_ap import Ap
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_css import Css
 
 if TYPE_CHECKING:
     from .sim import SimKernel
@@ -48,6 +51,8 @@ class Parent:
     registered: bool = True
     #: Parents of one card: each takes one device, all of them the same size, and together no more than the card has.
     card: str = ""
+    #: What its driver has room for of a type, where it counts across parents.
+    gate: Callable[[str], int] | None = None
 
 
 #: Types of an A2's VF, id and GiB, as /sys/class/mdev_bus/0000:08:01.7 of a real host had them (harvester/pcidevices, pkg/util/gpuhelper/testdata).
@@ -78,6 +83,10 @@ class Mdev:
         self.rule_works = False
         #: Seconds after the boot at which a parent registers.
         self.late: dict[str, float] = {}
+        #: Of a mainframe: its AP bus.
+        self.ap: Ap | None = None
+        #: And its channel subsystem.
+        self.css: Css | None = None
 
     # --- Building --------------------------------------------------------------------------------------------------
 
@@ -102,10 +111,15 @@ class Mdev:
         self.sim._tree = None
 
     def add_matrix(self) -> None:
-        """vfio_ap_mdev_ops: an adapter or domain that the host keeps, or that another matrix has, is refused (EADDRNOTAVAIL)."""
         types = {"vfio_ap-passthrough": Type("VFIO AP Passthrough Device", 1, "vfio-ap")}
-        takes = {"assign_adapter": "0x0[4-7]", "assign_domain": "0x0[0-9]"}
-        self.parents["matrix"] = Parent("/sys/devices/vfio_ap/matrix", types, 65536, errno.EUSERS, takes)
+        self.parents["matrix"] = Parent("/sys/devices/vfio_ap/matrix", types, 65536, errno.EUSERS)
+        self.ap = Ap(self)
+        self.sim._tree = None
+
+    def add_subchannels(self) -> None:
+        self.css = Css(self)
+        # For depmod's tables; it never comes to the PCI bus (Css.run).
+        self.sim.add_driver("vfio_ccw")
         self.sim._tree = None
 
     def install(self, rule_works: bool = False) -> None:
@@ -125,6 +139,8 @@ class Mdev:
     def available(self, name: str, type_: str) -> int:
         parent = self.parents[name]
         size = parent.types[type_].units
+        if parent.gate:
+            return parent.gate(type_)
         if not parent.card:
             return self.free(name) // size
         sizes = [self.parents[d.parent].types[d.type].units for d in self.devices.values() if self.parents[d.parent].card == parent.card]
@@ -132,7 +148,8 @@ class Mdev:
         return int(not taken and set(sizes) <= {size} and sum(sizes) + size <= parent.room)
 
     def snapshot(self) -> dict[str, Any]:
-        return {uuid: (d.parent, d.type, tuple(d.attributes)) for uuid, d in self.devices.items()}
+        devices: dict[str, Any] = {uuid: (d.parent, d.type, tuple(d.attributes)) for uuid, d in self.devices.items()}
+        return {**devices, **(self.css.snapshot() if self.css else {})}
 
     def nodes(self) -> dict[str, Any]:
         from .sim import Link
@@ -155,10 +172,16 @@ class Mdev:
             nodes[f"{path}/mdev_type"] = Link(f"{self.parents[device.parent].path}/mdev_supported_types/{device.type}")
             nodes[f"{path}/iommu_group"] = Link(f"/sys/kernel/iommu_groups/{device.group}")
             nodes.update({f"{path}/{name}": "" for name in self.parents[device.parent].attributes})
-        return nodes
+            if self.ap and device.parent == "matrix":
+                nodes.update(self.ap.device_nodes(device, path))
+        return {**nodes, **(self.ap.nodes() if self.ap else {}), **(self.css.nodes() if self.css else {})}
 
     def boot(self) -> None:
         self.devices.clear()
+        if self.ap:
+            self.ap.boot()
+        if self.css:
+            self.css.boot()
         for name, parent in self.parents.items():
             parent.registered = name not in self.late
             if name in self.late:
@@ -184,6 +207,10 @@ class Mdev:
     # --- Writes ----------------------------------------------------------------------------------------------------
 
     def write(self, real: str, data: str) -> int | None:
+        others = [bus.write for bus in (self.ap, self.css) if bus]
+        code = next((code for write in others if (code := write(real, data)) is not None), None)
+        if code is not None:
+            return code
         folder, _slash, name = real.rpartition("/")
         for parent, facts in self.parents.items():
             if name == "create" and folder.startswith(f"{facts.path}/mdev_supported_types/"):
@@ -210,20 +237,21 @@ class Mdev:
         return 0
 
     def _set(self, device: Device, name: str, value: str) -> int:
+        if self.ap and device.parent == "matrix":
+            return self.ap.assign(device, name, value) if name.endswith(("adapter", "domain", "ap_config")) else errno.ENOENT
         pattern = self.parents[device.parent].attributes.get(name)
         if pattern is None:
             return errno.ENOENT
         if not re.fullmatch(pattern, value):
             return errno.EINVAL
-        others = [d for d in self.devices.values() if d is not device and d.parent == device.parent]
-        if any((name, value) in d.attributes for d in others if name == "assign_adapter"):
-            return errno.EADDRNOTAVAIL
         device.attributes.append((name, value))
         return 0
 
     # --- mdevctl ---------------------------------------------------------------------------------------------------
 
     def run(self, argv: list[str]) -> tuple[int, str, str] | None:
+        if self.css and argv[0] == "modprobe":
+            return self.css.run(argv)
         if argv[0] != "mdevctl" or not self.mdevctl:
             return None
         words: dict[str, str] = {}

@@ -225,7 +225,8 @@ def test_the_facts():
     assert facts[NVME] == {
         "address": NVME,
         "driver": "vfio-pci", "driver_override": "vfio-pci", "native_driver": "nvme", "vfio_driver": "vfio-pci",
-        "next_boot": {"driver": "vfio-pci", "bound_by": "replay"}, "iommu_group": sim.functions[NVME].group, "declared": True,
+        "next_boot": {"driver": "vfio-pci", "bound_by": "replay"}, "iommu_group": sim.functions[NVME].group, "reset_methods": None,
+        "declared": True,
     }
     sim.changes[next(iter(sim.images))] = 1.0
     assert info(sim, "vfio")["facts"][EDU]["next_boot"]["bound_by"] == "replay"

@@ -25,6 +25,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     switches,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Pci
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_vgpu import Instance
 
 READY = {"nvme_queues": 2, "nvme_interrupts": 1, "online": True}
 PARAMS = [{"name": "enable_roce", "cmode": "driverinit", "value": False}]
@@ -41,7 +42,7 @@ def mediated():
     return sim
 
 
-L40S = "0000:26:00.0"
+L40S, A100 = "0000:26:00.0", "0000:17:00.0"
 
 
 def gpu():
@@ -49,6 +50,22 @@ def gpu():
     sim.vgpu.add(Pci(L40S, "10de:26b9", "030200", total_vfs=32, offset=4, stride=1, vf_ids="10de:26b9"))
     return sim
 
+
+def divided():
+    """In MIG mode, with vGPUs that are mediated devices, one of them somebody else's."""
+    sim = lab()
+    ids = "10de:20f1"
+    sim.vgpu.add(Pci(A100, ids, "030200", total_vfs=16, offset=4, stride=1, vf_ids=ids), "a100", mig=True, pending=True)
+    sim.vgpu.enable(A100)
+    sim.sleep(5)
+    sim.vgpu.cards[A100].instances[1] = Instance("1g.5gb", 6)
+    sim.mdev.install()
+    sim.mdev.make(UUID, sim.functions[A100].vfs[2], "nvidia-474")
+    sim.mdev._save(UUID, sim.functions[A100].vfs[2], {"mdev_type": "nvidia-474", "start": "manual", "attrs": []})
+    return sim
+
+
+MIG = {"enabled": True, "instances": [{"profile": "1g.5gb", "count": 2}]}
 
 HOSTS = {
     "igb": (lab, "sriov", PF1, {"vf_count": 3, "up": True, "vfs": [{"range": "0", "driver": "igbvf", "vlan": 5}]}),
@@ -58,6 +75,7 @@ HOSTS = {
     "vfio": (lab, "vfio", EDU, {"driver": "vfio-pci"}),
     "vmdq": (stations, "vmdq", DOUBLE, {"queues": {"combined": 4}, "stations": [{"name": "theirs", "mode": "private"}, {"name": "mv0", "mac": "auto"}]}),
     "vgpu": (gpu, "vgpu", L40S, {"type": "L40S-12Q", "count": 2}),
+    "mig": (divided, "vgpu", A100, {"type": "GRID A100-1-5C", "count": 2, "mig": MIG}),
     "mdev": (mediated, "mdev", "matrix", {"type": "vfio_ap-passthrough", "uuids": [UUID], "autostart": True,
                                           "attributes": [{"name": "assign_adapter", "value": "0x05"}]}),
 }

@@ -348,6 +348,12 @@ def mediated():
     return devices(sim, mdev=[wish(1, "other"), wish(2, "other", "0x05", "0x06"), wish(3), wish(4)])
 
 
+def subchannel():
+    sim = lab()
+    sim.mdev.add_subchannels()
+    return devices(sim, mdev=[{"match": {"parent": ["0.0.0313"]}, "type": "vfio_ccw-io", "count": 1}])
+
+
 def gpu(vfs=True):
     sim = lab()
     sim.vgpu.add(Pci(L40S, "10de:26b9", "030200", parent="/sys/devices/pci0000:20", total_vfs=32, offset=4, stride=1, vf_ids="10de:26b9"))
@@ -374,15 +380,41 @@ def vgpus_given_back():
     return devices(sim, vgpu=[at(L40S, state="absent")])
 
 
-L40S = "0000:26:00.0"
+L40S, H100 = "0000:26:00.0", "0000:65:00.0"
+
+
+def divided(instances, on=True):
+    """An H100 with seven small GPU instances, or with its MIG mode off."""
+    sim = lab()
+    sim.vgpu.add(Pci(H100, "10de:2331", "030200", parent="/sys/devices/pci0000:65", total_vfs=16, offset=4, stride=1, vf_ids="10de:2331"), "h100")
+
+    def wish(**profiles):
+        return at(H100, mig={"enabled": True, "instances": [{"profile": name, "count": count} for name, count in profiles.items()]})
+
+    if on:
+        call(sim, vgpu=[wish(**{"1g.10gb": 7})])
+    return devices(sim, vgpu=[wish(**instances)])
+
+
+def geometry_changes():
+    return divided({"1g.10gb": 3, "3g.40gb": 1})
+
+
+def first_mig():
+    return divided({"1g.10gb": 2}, on=False)
+
 
 SCENARIOS = {
+    "set_mig_mode": first_mig,
+    "create_mig_instances": geometry_changes,
+    "destroy_mig_instances": geometry_changes,
     "set_vgpu_type": vgpus_change,
     "enable_vgpu_vfs": first_vgpus,
     "disable_vgpu_vfs": vgpus_given_back,
     "mdev_define": mediated,
     "mdev_start": mediated,
     "mdev_stop": mediated,
+    "give_subchannel": subchannel,
     "set_hugepages": pages,
     "set_ksm": merging,
     "set_units": daemons_change,

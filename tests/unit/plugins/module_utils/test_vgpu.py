@@ -157,20 +157,22 @@ def test_a_card_that_is_not_under_the_host_driver(mode):
 
 def test_bad_wishes():
     sim = host()
-    refused(sim, "knows no type 'L40S-5Q'", f"{Q48} (1156; at most 1)", vgpu=[on("L40S-5Q")])
+    refused(sim, "knows no type 'L40S-5Q'", f"{Q48} (1156; at most 1, 1 free)", vgpu=[on("L40S-5Q")])
     refused(sim, f"5 of {Q12} are more than the 4", vgpu=[on(Q12, 5)])
+    refused(sim, "one size at a time (vGPU Heterogeneous Mode Disabled)", f"{Q12} (12288 MiB) and {Q24} (24576 MiB)", vgpu=[on(Q12, 1), on(Q24, 1)])
+    sim.vgpu.sizes = "Enabled"
     refused(sim, "61440 MiB together, and it has 49152 MiB", vgpu=[on(Q12, 3), on(Q24, 1)])
     refused(sim, "33 vGPUs are wished", "not so many VFs", vgpu=[on("1147", 33)])
     refused(sim, "count is -1", vgpu=[on(Q12, -1)])
     refused(sim, "present and absent", vgpu=[on(), on(state="absent")])
     vf = sim.functions[GPU].vfs[0]
     refused(sim, "it is a VF of", vgpu=[{"match": {"address": [vf], "vf": True}, "type": Q12, "count": 1}])
-    refused(sim, "its driver is igb, not nvidia", vgpu=[at("0000:81:00.0", type=Q12, count=1)])
+    refused(sim, "its driver is igb, and those that divide a GPU are nvidia", vgpu=[at("0000:81:00.0", type=Q12, count=1)])
     sim.vgpu.display = "Yes"
     refused(sim, "a display is attached", vgpu=[on()])
     sim.vgpu.display = "No"
-    sim.mdev.add_a2(GPU, sim.functions[GPU].vfs[:1])
-    refused(sim, "mediated devices", "one card has one framework", vgpu=[on()])
+    refused(sim, "it names neither a type nor mig", vgpu=[{"match": {"address": [GPU]}}])
+    refused(sim, "it knows no MIG", vgpu=[on(mig={"enabled": True})])
 
 
 def test_two_resources_on_one_card():
@@ -186,6 +188,8 @@ def test_more_than_a_sibling_of_others_leaves():
     sim = host()
     foreign = sim.functions[GPU].vfs[0]
     sim.write(f"/sys/bus/pci/devices/{foreign}/nvidia/current_vgpu_type", "1155")
+    refused(sim, "one size at a time", Q48, Q24, vgpu=[on(Q48, 1)])
+    sim.vgpu.sizes = "Enabled"
     refused(sim, "73728 MiB together", vgpu=[on(Q48, 1)])
     converged(sim, vgpu=[on(Q24, 1)])
 
@@ -226,7 +230,7 @@ def test_info_is_valid_input():
     found = engine.resource_info(sim.host(), "vgpu", None)
     assert sorted((d["type"], d["count"]) for d in found["devices"]) == [(A12, 1), (Q12, 2)]
     (facts,) = found["facts"]
-    assert (facts["framework"], facts["host_vgpu_mode"]) == ("vendor", "SR-IOV")
-    assert facts["vfs"][0]["type"] == facts["vfs"][0]["declared"] == Q12
-    assert Q24 not in facts["vfs"][5]["creatable"] and Q12 in facts["vfs"][5]["creatable"]
+    assert (facts["framework"], facts["host_vgpu_mode"]) == ("nvidia_vfio", "SR-IOV")
+    assert facts["vgpus"][0]["type"] == facts["vgpus"][0]["declared"] == Q12
+    assert Q24 not in facts["vgpus"][5]["creatable"] and Q12 in facts["vgpus"][5]["creatable"]
     quiet(sim, vgpu=found["devices"])

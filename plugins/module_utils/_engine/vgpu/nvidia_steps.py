@@ -12,6 +12,8 @@ from typing import Any
 from .. import sysfs
 from ..errors import EngineError, explain
 from ..host import Host
+from ..mdev import facts as mdev
+from ..mdev import steps as mdev_steps
 from . import facts
 
 MANAGE = "/usr/lib/nvidia/sriov-manage"
@@ -59,7 +61,11 @@ def _vfs(host: Host, pf: str) -> dict[int, str]:
 
 def _ready(host: Host, pf: str) -> bool:
     vfs = _vfs(host, pf)
-    return bool(vfs) and all(facts.vf(host.files, address)["ready"] for address in vfs.values())
+    return bool(vfs) and all(facts.vf(host.files, address)["ready"] or _mediated(host, address) for address in vfs.values())
+
+
+def _mediated(host: Host, address: str) -> bool:
+    return host.files.exists(f"{mdev.PARENTS}/{address}")
 
 
 def _bind_again(host: Host, pf: str) -> None:
@@ -71,19 +77,48 @@ def _bind_again(host: Host, pf: str) -> None:
 
 
 def set_type(host: Host, args: Args) -> None:
-    _set(host, args, args["to"])
+    address = _vf(host, args)
+    if "uuid" in args and _mediated(host, address):
+        _start(host, args, address)
+    else:
+        _set(host, args, address, args["to"])
 
 
 def undo_type(host: Host, args: Args) -> None:
     """A VF that went with all others has no type to give back."""
-    if args["index"] in _vfs(host, args["pf"]):
-        _set(host, args, args["from"])
+    if args["index"] not in _vfs(host, args["pf"]):
+        return
+    address = _vf(host, args)
+    if "uuid" in args and _mediated(host, address):
+        device = {"parent": address, "uuid": args["uuid"]}
+        mdev_steps.undo_start(host, device)
+        if args["keeper"]:
+            mdev_steps.undo_define(host, {**device, "to": None, "from": None})
+    else:
+        _set(host, args, address, args["from"])
 
 
-def _set(host: Host, args: Args, wanted: int) -> None:
+def _vf(host: Host, args: Args) -> str:
     address = _vfs(host, args["pf"]).get(args["index"])
     if address is None:
         raise EngineError(f"there is no VF {args['index']} of {args['pf']}.")
+    return address
+
+
+def _start(host: Host, args: Args, address: str) -> None:
+    """The VF turned out to be a parent of mediated devices: of the type of that name, if it can have it now."""
+    types = mdev.types(host.files, address)
+    chosen = next((id_ for id_, said in types.items() if said["name"] == args["name"]), None)
+    device = {"parent": address, "uuid": args["uuid"], "type": chosen, "attributes": [], "keeper": args["keeper"]}
+    if chosen is None or not (types[chosen]["available"] or host.files.exists(f"{mdev.DEVICES}/{args['uuid']}")):
+        offered = ", ".join(said["name"] for said in types.values() if said["available"])
+        raise EngineError(f"VF {args['index']} ({address}) cannot have {args['name']} now; it can have {offered or 'none'}.")
+    if args["keeper"]:
+        mdev_steps.define(host, {**device, "to": {"type": chosen, "autostart": True, "attributes": []}, "from": None})
+    mdev_steps.start(host, device)
+
+
+def _set(host: Host, args: Args, address: str, wanted: int) -> None:
     now = facts.vf(host.files, address)
     if now["current"] == wanted:
         return
