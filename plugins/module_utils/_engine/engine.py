@@ -300,6 +300,10 @@ def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> 
     state = read_more(host, state, {name: wishes}, Options())
     if name == vmdq.NAME:
         state = vmdq.everything(host, state)
+    if name == mdev.NAME and state.more[name]["devices"]:
+        from . import users
+
+        state = users.look(host, state)
     resource = RESOURCES[name]
     wrong = match.check_selector(selector) if selector else None
     if wrong:
@@ -470,8 +474,10 @@ def guests(host: Host, wishes: Sequence[Mapping[str, Any]], options: GuestOption
     from .resources import guest
 
     wishes = guest.normalized(wishes)
+    # In a run what an earlier call has made is there, or it is not.
+    assume = options.assume if call.check else {}
     with turn(host, call):
-        found = facts.read(host, _libvirt_or_to_come(host, options, call), read.read_state(host, Needs()), wishes)
+        found = facts.read(host, _libvirt_or_to_come(host, options, call), read.read_state(host, Needs()), wishes, assume)
         if any(item["model"] == "vmdq" for wish in wishes for item in wish.get("network") or ()):
             from .guests import stations
 

@@ -142,6 +142,7 @@ MDEV: dict[str, Any] = {
         "options": {"name": {"type": "str", "required": True}, "value": {"type": "str", "required": True}},
     },
     "autostart": {"type": "bool"},
+    "pool": {"type": "str"},
 }
 
 VGPU: dict[str, Any] = {**_TARGET, "type": {"type": "str"}, "count": {"type": "int"}}
@@ -189,8 +190,15 @@ KVM: dict[str, Any] = {
 NETWORK_MODELS = ["emulated", "virtio", "macvtap", "vmdq", "sriov", "passthrough"]
 #: How a disk of a guest is made.
 DISK_MODELS = ["ide", "sata", "virtio", "scsi", "lun", "nvme"]
-#: What a guest draws on. 'vgpu' and 'mdev' come with their resources.
+#: What a guest draws on.
 DISPLAY_MODELS = ["none", "emulated", "passthrough"]
+
+#: How a share of a device is given to a guest: a mediated device, a vGPU.
+_SHARE: dict[str, Any] = {
+    "numa": {"type": "str", "choices": ["near", "any"]},
+    "display": {"type": "bool"},
+    "ramfb": {"type": "bool"},
+}
 
 GUEST: dict[str, Any] = {
     "name": {"type": "str", "required": True},
@@ -307,6 +315,18 @@ GUEST: dict[str, Any] = {
             "listen": {"type": "str"},
         },
     },
+    "mdev": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "type": {"type": "str"},
+            "pool": {"type": "str"},
+            "uuid": {"type": "str"},
+            "parent": {"type": "str"},
+            **_SHARE,
+        },
+    },
+    "gpu": {"type": "dict", "options": {"vgpu": {"type": "str"}, "address": {"type": "str"}, **_SHARE}},
     "seed": {
         "type": "dict",
         "options": {
@@ -328,7 +348,13 @@ ASSUME: dict[str, Any] = {"type": "dict", "options": {"iommu": {"type": "bool"}}
 #: Of the guests: also what the devices and KVM's own call bring.
 GUEST_ASSUME: dict[str, Any] = {
     "type": "dict",
-    "options": {"iommu": {"type": "bool"}, "pools": {"type": "dict"}, "libvirt": {"type": "bool"}},
+    "options": {
+        "iommu": {"type": "bool"},
+        "pools": {"type": "dict"},
+        "mdevs": {"type": "dict"},
+        "vgpus": {"type": "dict"},
+        "libvirt": {"type": "bool"},
+    },
 }
 EXCLUSIVE: dict[str, Any] = {"type": "bool", "default": False}
 

@@ -151,24 +151,35 @@ def functions_of(domain: Domain) -> frozenset[str]:
     return _addresses(domain.inactive) | _addresses(domain.live)
 
 
+def mediated_of(domain: Domain) -> frozenset[str]:
+    """The same of mediated devices, by their UUIDs."""
+    return (_named(domain.inactive) | _named(domain.live)) - functions_of(domain)
+
+
 def running_with(domain: Domain | None) -> frozenset[str]:
     return _addresses(domain.live) if domain else frozenset()
 
 
 def _addresses(text: str) -> frozenset[str]:
+    return frozenset(name for name in _named(text) if name.count(":") == 2)
+
+
+def _named(text: str) -> frozenset[str]:
+    """Functions by their address, mediated devices by their UUID."""
     if not text:
         return frozenset()
     devices = compare.parse(text).find("devices")
     found = (compare.address_of(device) for device in (devices if devices is not None else ()))
-    return frozenset(address for address in found if address.count(":") == 2)
+    return frozenset(name for name in found if name)
 
 
 def holders(facts: Facts, leaving: Collection[str]) -> dict[str, list[str]]:
-    """PCI address -> who has it or names it: guests by their plain name, then who else uses it. Guests that go with this call hold nothing."""
+    """PCI address, or UUID of a mediated device -> who has it or names it: guests by their plain name, then who else uses it. Guests that go
+    with this call hold nothing."""
     found: dict[str, list[str]] = {}
     for domain in facts.domains.values():
-        for address in functions_of(domain) if domain.name not in leaving else ():
-            found.setdefault(address, []).append(domain.name)
+        for name in functions_of(domain) | mediated_of(domain) if domain.name not in leaving else ():
+            found.setdefault(name, []).append(domain.name)
     for address, users in (facts.state.users or {}).items():
         others = [user.who for user in users if not _is_known(user.who, facts.domains)]
         # The process that holds the group of a guest's VF is that guest's QEMU.

@@ -16,6 +16,7 @@ from typing import Any
 from ..host import Host
 from ..model import CERTAIN, PREDICTED, Action, Function, Plan, Refusal, State
 from ..vgpu import facts as reading
+from ..vgpu import shares
 from . import common
 from .common import Options, Target
 
@@ -49,6 +50,7 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
             continue
         give_back = targets[0].absent
         result.extend(_give_back(state, targets[0], options) if give_back else _converge(state, targets, options))
+    result.predicted = shares.to_come(state, result.actions)
     return result
 
 
