@@ -11,7 +11,7 @@ module: guest
 short_description: Guests of KVM and the devices they take, as a list of declarations
 version_added: 0.1.0
 description:
-  - Makes guests in libvirt as declared, with VFs from pools, whole functions, emulated and paravirtual devices.
+  - Makes guests in libvirt as declared, with VFs from pools, mediated devices, vGPUs, whole functions, emulated and paravirtual devices.
   - Only what a declaration names is a wish. It is compared by meaning with what libvirt has, and what others added beside it stays.
   - What QEMU can change while a guest runs is changed at once. The rest waits for the guest's next start, and RV(restart_required) says so.
   - What was edited by another hand since it was declared is refused with what differs, and overwritten only with O(allow) V(foreign).

@@ -190,8 +190,8 @@ facts:
       elements: dict
     mdevs:
       description:
-        - Its devices, each with C(uuid), C(active), C(type), C(iommu_group), C(defined) (by mdevctl), C(declared) (by the collection) and
-          C(next_boot), which says whether it is there after the next boot.
+        - Its devices, each with C(uuid), C(active), C(type), C(iommu_group), C(defined) (by mdevctl), C(declared) (by the collection),
+          C(next_boot), which says whether it is there after the next boot, C(pool), and C(holders), the guests and processes that have it.
       type: list
       elements: dict
 """
