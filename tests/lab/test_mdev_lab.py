@@ -233,7 +233,7 @@ def test_a_guest_has_a_serial_card_and_a_display(host: Any) -> None:
     lab = host
     (shown,) = set(there(lab)) - {A, B}
     lab.shell(f"mkdir -p /run/iovirt-lab; cat >/run/iovirt-lab/make <<'END_OF_PROGRAM'\n{TINY.read_text()}END_OF_PROGRAM\n")
-    lab.shell(f"sh /run/iovirt-lab/make {IMAGES}/tiny.img; install -m 644 /boot/vmlinuz-$(uname -r) {IMAGES}/tiny-kernel; chmod 644 {IMAGES}/tiny.img", limit=240)
+    lab.shell(f"cd {IMAGES}; sh /run/iovirt-lab/make tiny.img; install -m 644 /boot/vmlinuz-$(uname -r) tiny-kernel; chmod 644 tiny.img", limit=240)
     wish = a_guest({"type": "mtty-2"}, {"type": "mdpy-hd", "display": True})
     announced = lab.module("guest", check=True, guests=[wish])
     done = lab.module("guest", guests=[wish])

@@ -72,7 +72,8 @@ def test_it_is_announced_made_and_given_back():
     converged(it, *guests)
     hosts.quiet(it.sim, **devices)
     kinds = [(device.tag, device.get("type")) for device in it.virt.live["every"].find("devices") if device.tag in ("interface", "hostdev")]
-    assert sorted(kinds) == [("hostdev", "mdev")] * 2 + [("hostdev", "pci")] * 2 + [("interface", kind) for kind in ("bridge", "direct", "direct", "hostdev", "network")]
+    interfaces = [("interface", kind) for kind in ("bridge", "direct", "direct", "hostdev", "network")]
+    assert sorted(kinds) == [("hostdev", "mdev")] * 2 + [("hostdev", "pci")] * 2 + interfaces
     converged(it, *({"name": guest["name"], "state": "absent"} for guest in guests))
     gone = {name: [{"match": wish["match"], "state": "absent"} for wish in list_] for name, list_ in devices.items()}
     assert hosts.call(it.sim, **gone)["failures"] == {}

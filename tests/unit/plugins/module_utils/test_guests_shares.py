@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, host_info
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, host_info
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import guests_hosts, hosts, test_mdev, test_vgpu
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.guests_hosts import (
@@ -294,6 +294,15 @@ def test_a_pool_is_declared_stays_unsaid_and_is_taken_back():
     converged(it, guest("g1", mdev=[{"pool": "lines"}]))
     hosts.converged(it.sim, mdev=[on(uuids=[A], pool="")])
     refused(it, guest("g2", mdev=[{"pool": "lines"}]), says="there is no pool lines of mediated devices: this host has none.")
+
+
+def test_status_shows_them(monkeypatch, capsys):
+    it = host(*TWO)
+    converged(it, guest("g1", **want()))
+    monkeypatch.setattr(cli, "Host", lambda **_given: it.sim.host())
+    monkeypatch.setattr(cli.os, "geteuid", lambda: 0)
+    assert cli.main(["status"]) == 0
+    assert f"g1     running  {A}  no" in capsys.readouterr().out
 
 
 # --- Made in the same run ---------------------------------------------------------------------------------------------
