@@ -470,14 +470,13 @@ def iommu_info(host: Host) -> dict[str, Any]:
 
 def guests(host: Host, wishes: Sequence[Mapping[str, Any]], options: GuestOptions, call: Call) -> dict[str, Any]:
     """Make all guests as declared, in one reading, one plan and one go."""
-    from .guests import facts
+    from .guests import facts, shares
     from .resources import guest
 
     wishes = guest.normalized(wishes)
-    # In a run what an earlier call has made is there, or it is not.
-    assume = options.assume if call.check else {}
+    options = replace(options, assume=shares.assumed(options.assume, call.check))
     with turn(host, call):
-        found = facts.read(host, _libvirt_or_to_come(host, options, call), read.read_state(host, Needs()), wishes, assume)
+        found = facts.read(host, _libvirt_or_to_come(host, options, call), read.read_state(host, Needs()), wishes, options.assume)
         if any(item["model"] == "vmdq" for wish in wishes for item in wish.get("network") or ()):
             from .guests import stations
 

@@ -55,7 +55,7 @@ class Facts:
 
 
 def read(host: Host, connection: Connection, state: State, wishes: Sequence[Wish], assume: Mapping[str, Any] | None = None) -> Facts:
-    """`assume`: what an earlier call of the same run would have made, in check mode."""
+    """`assume`: what an earlier call of the same run would have made (shares.assumed)."""
     # Loading the parser takes a hundredth of a second; runs that change devices come here for the record alone.
     from xml.etree import ElementTree
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..errors import EngineError
 from ..host import Host
 from ..mdev import facts as mdev
 from ..model import Function, Refusal, State
@@ -26,6 +27,9 @@ NAME, MDEV = "shares", "mdev"
 
 #: The driver of a mediated device that QEMU takes as a card, and the only one that can show something (hw/vfio/display.c).
 PCI_API = "vfio-pci"
+
+#: What devices calls predict of shares -> what each of them has.
+_ASSUMED: Mapping[str, tuple[str, ...]] = {"mdevs": ("parent", "type", "pool"), "vgpus": ("type", "name", "gpu")}
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,15 @@ def where(key: str, index: int) -> str:
 # --- What there is ---------------------------------------------------------------------------------------------------
 
 
+def assumed(assume: Mapping[str, Any], check: bool) -> dict[str, Any]:
+    """What an earlier call of the same run makes, in check mode; in a run that is there, or it is not."""
+    for key, words in _ASSUMED.items():
+        for name, said in (assume.get(key) or {}).items():
+            if said is not None and not (isinstance(said, Mapping) and all(isinstance(said.get(word), str) for word in words)):
+                raise EngineError(f"assume.{key}: {name} has not {', '.join(words)}, each a word, or null. Hand on what the devices call predicts.")
+    return {key: value for key, value in assume.items() if check or key not in _ASSUMED}
+
+
 def read(host: Host, state: State, wishes: Sequence[Wish], assume: Mapping[str, Any]) -> State:
     """The state with its mediated devices and, where a guest asks for one, its vGPUs. `assume`: what an earlier call of the same run would have
     made, or taken, by name."""
@@ -90,10 +103,10 @@ def read(host: Host, state: State, wishes: Sequence[Wish], assume: Mapping[str, 
     return state.with_more(NAME, {"all": found})
 
 
-def _mediated(state: State, assumed: Mapping[str, Any]) -> Iterator[Share]:
+def _mediated(state: State, coming: Mapping[str, Any]) -> Iterator[Share]:
     """Those that are there, in the order in which they are declared; others after them. None: one that goes."""
     active, declared = dict(state.more[MDEV]["devices"]), _declared(state)
-    for name, said in assumed.items():
+    for name, said in coming.items():
         active.pop(name, None)
         declared.pop(name, None)
         if said is not None:

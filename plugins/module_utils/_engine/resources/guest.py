@@ -104,9 +104,12 @@ def _without_waiting(facts: Facts, wishes: Sequence[Wish], options: GuestOptions
     staying: list[dict[str, Any]] = []
     for wish in wishes:
         why = _waits(facts, wish, options)
+        vgpu = "" if why else shares.waits(facts.state, wish, options.assume)
         if why:
             result.actions.append(_later(wish, why))
             result.reboot_reasons += [] if why in result.reboot_reasons else [why]
+        elif vgpu:
+            result.actions.append(_later(wish, f"VFs get the vGPU type {vgpu}", PREDICTED))
         else:
             staying.append(dict(wish))
     return staying
@@ -122,15 +125,12 @@ def _waits(facts: Facts, wish: Wish, options: GuestOptions) -> str:
     needs_iommu = functions(wish) or any("pool" in item for item in wish.get("network", ())) or "gpu" in wish
     if options.assume.get("iommu") and not facts.state.iommu.active and needs_iommu:
         return "the IOMMU is switched on"
-    vgpu = shares.waits(facts.state, wish, options.assume)
-    if vgpu:
-        return f"VFs get the vGPU type {vgpu}"
     return ""
 
 
-def _later(wish: Wish, why: str) -> Action:
+def _later(wish: Wish, why: str, certainty: str = AFTER_REBOOT) -> Action:
     text = f"define it{' and start it' if wish['state'] == 'running' else ''}, once {why}"
-    return Action("define_guest", str(wish["name"]), text, AFTER_REBOOT, {"name": wish["name"]}, {}, _declared(_as_declared(wish)))
+    return Action("define_guest", str(wish["name"]), text, certainty, {"name": wish["name"]}, {}, _declared(_as_declared(wish)))
 
 
 # --- VFs from pools --------------------------------------------------------------------------------------------------

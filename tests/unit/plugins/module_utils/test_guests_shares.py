@@ -335,6 +335,13 @@ def test_a_run_does_not_believe_what_was_announced():
         it.call(guest("g1", **want()), assume=announced)
 
 
+@pytest.mark.parametrize("said", [{"mdevs": {A: 5}}, {"mdevs": {A: {"parent": "mtty"}}}, {"vgpus": {"0000:26:00.4": {"type": 1153, "name": "", "gpu": ""}}}])
+@pytest.mark.parametrize("check", [True, False])
+def test_what_nobody_predicts(said, check):
+    with pytest.raises(EngineError, match="Hand on what the devices call predicts"):
+        host().call(guest("g1"), check=check, assume=said)
+
+
 # --- vGPUs ------------------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +421,9 @@ def test_vfs_that_are_made_in_the_same_run_are_waited_for():
     it = ready(test_vgpu.host(vfs=False))
     predicted = call(it.sim, vgpu=[test_vgpu.on(Q24, 1)], check=True)["predicted"]
     result = it.call(guest("g1", gpu={"vgpu": "L40S-24Q"}), check=True, assume=predicted)
-    assert [action["text"] for action in result["actions"]] == ["define it and start it, once VFs get the vGPU type L40S-24Q"]
+    assert [(a["text"], a["certainty"]) for a in result["actions"]] == [("define it and start it, once VFs get the vGPU type L40S-24Q", "predicted")]
+    assert (result["changed"], result["reboot_required"]) == (True, False)
+    with pytest.raises(EngineError, match="no vGPU of the type 'L40S-24Q' is declared"):
+        it.call(guest("g1", gpu={"vgpu": "L40S-24Q"}), assume=predicted)
     call(it.sim, vgpu=[test_vgpu.on(Q24, 1)])
     converged(it, guest("g1", gpu={"vgpu": "L40S-24Q"}))
