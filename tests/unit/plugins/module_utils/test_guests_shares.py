@@ -20,7 +20,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.guests_host
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import call
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net, Pci
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_mdev import A, B, C, absent, on
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_vgpu import GPU, Q12, Q24
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_vgpu import A12, GPU, Q12, Q24
 
 D = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1004"
 IGPU = "0000:00:0a.0"
@@ -375,20 +375,20 @@ def functions(it, name="g1"):
 
 
 def test_a_vgpu_that_is_a_vf():
-    it = vendor(test_vgpu.on(Q12, 2), test_vgpu.on(Q24, 1))
+    it = vendor(test_vgpu.on(Q12, 2), test_vgpu.on(A12, 1))
     vfs = it.sim.functions[GPU].vfs
-    converged(it, guest("g1", gpu={"vgpu": "L40S-12Q"}), guest("g2", gpu={"vgpu": Q24}), guest("g3", gpu={"vgpu": "1153", "address": vfs[1]}))
+    converged(it, guest("g1", gpu={"vgpu": "L40S-12Q"}), guest("g2", gpu={"vgpu": A12}), guest("g3", gpu={"vgpu": "1153", "address": vfs[1]}))
     assert [functions(it, name) for name in ("g1", "g2", "g3")] == [{vfs[0]: "no"}, {vfs[2]: "no"}, {vfs[1]: "no"}]
     # It stays with the vendor's driver.
     assert {it.sim.functions[vf].driver for vf in vfs} == {"nvidia"}
     said = refused(it, guest("g4", gpu={"vgpu": Q12}), says=f"gpu: there is no free vGPU of the type {Q12!r}; they are held by {vfs[0]}: g1; {vfs[1]}: g3.")
     assert "vgpu_devices" in said
-    says = f"gpu: there is no vGPU of the type 'L40S-12Q' on {vfs[2]}: {vfs[2]} has {Q24}. Name its type"
+    says = f"gpu: there is no vGPU of the type 'L40S-12Q' on {vfs[2]}: {vfs[2]} has {A12}. Name its type"
     refused(it, guest("g4", gpu={"vgpu": "L40S-12Q", "address": vfs[2]}), says=says)
     refused(it, guest("g4", gpu={"vgpu": "L40S-1Q"}), says=f"its vGPUs are {vfs[0]} ({Q12} of {GPU}), {vfs[1]}")
     passthrough = {"model": "passthrough", "address": vfs[0]}
     refused(it, guest("g4", passthrough), says=f"{vfs[0]} is in use by the guest g1")
-    hosts.refused(it.sim, vfs[0], "the guest g1", vgpu=[test_vgpu.on(Q24, 1)])
+    hosts.refused(it.sim, vfs[0], "the guest g1", vgpu=[test_vgpu.on(A12, 1)])
     converged(it, *(guest(name, state="absent") for name in ("g1", "g2", "g3")))
 
 
