@@ -14,7 +14,7 @@ from ..model import Function, Refusal, State
 from . import compare
 from .facts import Facts
 from .virt import Domain
-from .wish import Wish, cpus, functions, kib
+from .wish import Wish, cpus, functions, kib, shares_of
 
 _KIND_OF_TYPE = {"kvm": "kvm", "tcg": "qemu"}
 
@@ -268,7 +268,7 @@ def pinned_memory(facts: Facts, wishes: Iterable[Wish]) -> list[Refusal]:
     together must fit into the host."""
     total, names = 0, []
     for wish in wishes:
-        if wish.get("state") == "running" and "hugepages" not in wish and (functions(wish) or wish.get("locked")):
+        if wish.get("state") == "running" and "hugepages" not in wish and (functions(wish) or wish.get("locked") or _has_vgpu_vf(wish)):
             total += kib(wish.get("memory", "")) or 0
             names.append(str(wish["name"]))
     if len(names) < 2 or not facts.memory or total <= facts.memory:
@@ -278,6 +278,11 @@ def pinned_memory(facts: Facts, wishes: Iterable[Wish]) -> list[Refusal]:
         f"and this host has {facts.memory // 1024}."
     )
     return [Refusal(names[-1], reason, "Lower memory, or run fewer of them; nothing was changed.")]
+
+
+def _has_vgpu_vf(wish: Wish) -> bool:
+    """A VF is a function, whoever drives it. A mediated device pins what it uses, and says so itself."""
+    return any(not item["device_api"] for _key, _number, item in shares_of(wish))
 
 
 def _without_own(state: State, name: str) -> State:

@@ -392,6 +392,12 @@ def test_a_vgpu_that_is_a_vf():
     converged(it, *(guest(name, state="absent") for name in ("g1", "g2", "g3")))
 
 
+def test_memory_is_pinned_for_a_vf():
+    it = vendor(test_vgpu.on(Q12, 2))
+    two = [guest(name, gpu={"vgpu": Q12}, memory="3G") for name in ("g1", "g2")]
+    refused(it, *two, says="the guests g1, g2 have functions or locked memory, so theirs is pinned: 6144 MiB in all")
+
+
 @pytest.mark.parametrize(
     ("gpu", "says"),
     [
