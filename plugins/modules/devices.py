@@ -951,6 +951,12 @@ options:
           - Whether the devices are there again after a boot. A run starts them in any case.
           - Unset, it stays as it is; a new device has it.
         type: bool
+      pool:
+        description:
+          - The pool of mediated devices that these are in, from which guests are given one (C(pool) of C(mdev) in M(iovirt.host.guest)).
+            It may span parents and types.
+          - Unset, it stays as it is; an empty word takes them out.
+        type: str
   vgpu:
     description:
       - The GPUs, and the vGPUs that they shall have.
@@ -1210,7 +1216,10 @@ actions:
 predicted:
   description:
     - What will be true beyond the devices themselves, now or after the next boot.
-    - C(pools) has the pools that get VFs which are not there yet, and how many; O(iovirt.host.guest#module:assume) takes it.
+    - C(pools) has the pools that get VFs which are not there yet, and how many. C(mdevs) has the mediated devices of parents that change, by
+      UUID, with C(parent), C(type) and C(pool), or null for one that goes. C(vgpus) has the VFs whose vGPU changes, with C(type), C(name)
+      and C(gpu), or null.
+      O(iovirt.host.guest#module:assume) takes them.
   returned: always
   type: dict
 reboot_required:

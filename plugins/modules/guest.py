@@ -11,7 +11,7 @@ module: guest
 short_description: Guests of KVM and the devices they take, as a list of declarations
 version_added: 0.1.0
 description:
-  - Makes guests in libvirt as declared, with VFs from pools, whole functions, emulated and paravirtual devices.
+  - Makes guests in libvirt as declared, with VFs from pools, mediated devices, vGPUs, whole functions, emulated and paravirtual devices.
   - Only what a declaration names is a wish. It is compared by meaning with what libvirt has, and what others added beside it stays.
   - What QEMU can change while a guest runs is changed at once. The rest waits for the guest's next start, and RV(restart_required) says so.
   - What was edited by another hand since it was declared is refused with what differs, and overwritten only with O(allow) V(foreign).
@@ -462,6 +462,86 @@ options:
             description:
               - The host's address that VNC listens at, V(127.0.0.1) unless named.
             type: str
+      mdev:
+        description:
+          - All of its mediated devices, in their order. An empty list means none; unset, they stay as they are.
+          - Each is asked by O(guests[].mdev[].type), O(guests[].mdev[].pool) or O(guests[].mdev[].uuid). The devices have
+            to be there; M(iovirt.host.mdev) makes them. By type or pool the guest gets one that is declared and free, and
+            keeps it.
+          - QEMU gets them at the guest's start. What changes while it runs waits for its next one.
+        type: list
+        elements: dict
+        suboptions:
+          type:
+            description:
+              - The type of the device, by its id or its name, as in V(mtty-2) or V(Dual port serial).
+            type: str
+          pool:
+            description:
+              - The pool that it is taken from; pools are declared as C(pool) in C(mdev_devices).
+            type: str
+          uuid:
+            description:
+              - A certain device, also one that the collection did not make.
+            type: str
+          parent:
+            description:
+              - The parent that a O(guests[].mdev[].type) is taken from, by its name in C(/sys/class/mdev_bus).
+            type: str
+          numa:
+            description:
+              - V(near) takes one of the guest's own NUMA node only, which O(guests[].numa_node) or its pinned CPUs say.
+                A parent that says no node is near to all.
+            type: str
+            choices:
+              - near
+              - any
+          display:
+            description:
+              - Whether what it shows is seen on the guest's graphics (O(guests[].display.model) V(emulated)). Unset means
+                it is not.
+              - It needs a type whose API is C(vfio-pci) and that has a display, as those of mdpy, GVT-g and NVIDIA do.
+                Where it has none, QEMU says so at the start.
+            type: bool
+          ramfb:
+            description:
+              - Whether QEMU shows a plain framebuffer there until the guest's driver is up. It needs O(guests[].mdev[].display).
+            type: bool
+      gpu:
+        description:
+          - Its share of a GPU. Unset, it stays as it is.
+        type: dict
+        suboptions:
+          vgpu:
+            description:
+              - The type of its vGPU by its name, with or without the maker in front, or by its id, as in V(L40S-12Q), V(GRID
+                T4-2Q) or V(GVTg_V5_4).
+              - It is a mediated device of a GPU, or a VF of it with this type, whichever the GPU's driver makes. It has
+                to be declared (M(iovirt.host.vgpu), M(iovirt.host.mdev)) and there. The guest keeps it.
+              - V(none) takes it away.
+            type: str
+          address:
+            description:
+              - The PCI address of the GPU that it is taken from, or of a certain VF. Unset, any GPU is good.
+            type: str
+          numa:
+            description:
+              - V(near) takes one of the guest's own NUMA node only, which O(guests[].numa_node) or its pinned CPUs say.
+                A parent that says no node is near to all.
+            type: str
+            choices:
+              - near
+              - any
+          display:
+            description:
+              - Whether what it shows is seen on the guest's graphics (O(guests[].display.model) V(emulated)). Unset means
+                it is not.
+              - It is of mediated devices alone. A VF shows nothing to the host.
+            type: bool
+          ramfb:
+            description:
+              - Whether QEMU shows a plain framebuffer there until the guest's driver is up. It needs O(guests[].gpu.display).
+            type: bool
       seed:
         description:
           - What cloud-init in the guest is told, on a CD that is made for it (NoCloud). An empty dictionary gives it its
@@ -529,6 +609,16 @@ options:
       pools:
         description:
           - The pools that will have VFs, and how many, as RV(iovirt.host.devices#module:predicted) says.
+        type: dict
+      mdevs:
+        description:
+          - The mediated devices that will be there, or will not, by their UUIDs, as RV(iovirt.host.devices#module:predicted) says. It counts in check
+            mode alone.
+        type: dict
+      vgpus:
+        description:
+          - The VFs that will have a vGPU, or lose it, as RV(iovirt.host.devices#module:predicted) says. It counts in check mode alone; a guest
+            whose VF is not there yet is announced as waiting for it.
         type: dict
       libvirt:
         description:
@@ -684,6 +774,11 @@ guests:
     network:
       description:
         - Its network devices, with C(mac), C(type), C(model), C(source) and C(port), the host's end.
+      type: list
+      elements: dict
+    mdevs:
+      description:
+        - Its mediated devices, with C(uuid), C(model), C(parent) and C(type); the last two are null where the device is not there.
       type: list
       elements: dict
 """

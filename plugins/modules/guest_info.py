@@ -92,6 +92,11 @@ facts:
         - Its network devices, with C(mac), C(type), C(model), C(source) and C(port), the host's end.
       type: list
       elements: dict
+    mdevs:
+      description:
+        - Its mediated devices, with C(uuid), C(model), C(parent) and C(type); the last two are null where the device is not there.
+      type: list
+      elements: dict
 """
 
 from ansible_collections.iovirt.host.plugins.module_utils import _door

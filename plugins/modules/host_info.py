@@ -161,6 +161,11 @@ host:
       description:
         - Whether the firmware checks what it boots; V(null) where it is no UEFI.
       type: bool
+    mdevs:
+      description:
+        - The mediated devices that are there, each with C(uuid), C(parent), C(type) and C(holders), the guests and processes that have it.
+      type: list
+      elements: dict
     functions:
       description:
         - The PCI functions, by address.

@@ -177,6 +177,12 @@ options:
           - Whether the devices are there again after a boot. A run starts them in any case.
           - Unset, it stays as it is; a new device has it.
         type: bool
+      pool:
+        description:
+          - The pool of mediated devices that these are in, from which guests are given one (C(pool) of C(mdev) in M(iovirt.host.guest)).
+            It may span parents and types.
+          - Unset, it stays as it is; an empty word takes them out.
+        type: str
   exclusive:
     description:
       - >-
@@ -285,7 +291,8 @@ actions:
       type: dict
 predicted:
   description:
-    - What will be true after the next boot beyond the devices themselves.
+    - What guests can count on after this call; O(iovirt.host.guest#module:assume) takes it.
+    - C(mdevs) has the mediated devices of parents that change, by UUID, with C(parent), C(type) and C(pool), or null for one that goes.
   returned: always
   type: dict
 reboot_required:

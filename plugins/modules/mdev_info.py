@@ -192,8 +192,8 @@ facts:
     mdevs:
       description:
         - Its devices, each with C(uuid), C(active), C(type), C(iommu_group), C(defined) (by mdevctl), C(declared) (by the collection),
-          C(next_boot), which says whether it is there after the next boot, and C(queues), which of vfio-ap are those that it has
-          (C(ADAPTER.DOMAIN), hexadecimal) and V(null) for all others.
+          C(next_boot), which says whether it is there after the next boot, C(pool), C(holders), the guests and processes that have it,
+          and C(queues), which of vfio-ap are those that it has (C(ADAPTER.DOMAIN), hexadecimal) and V(null) for all others.
       type: list
       elements: dict
 """

@@ -291,7 +291,8 @@ actions:
       type: dict
 predicted:
   description:
-    - What will be true after the next boot beyond the devices themselves.
+    - What guests can count on after this call; O(iovirt.host.guest#module:assume) takes it.
+    - C(vgpus) has the VFs whose vGPU changes, with C(type), C(name) and C(gpu), or null for one that loses it.
   returned: always
   type: dict
 reboot_required:

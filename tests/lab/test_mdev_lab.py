@@ -3,18 +3,25 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Mediated devices of mtty and mdpy (samples/vfio-mdev) on a real kernel, over a real reboot.
 
-What came true is asked of sysfs, mdevctl and virsh. The parents are given back before and after.
+What came true is asked of sysfs, mdevctl and virsh, and of a guest that has two of them. Each test begins with the same devices, whatever was before it; the
+parents are given back at the end.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+TINY = Path(__file__).resolve().parents[2] / "lab" / "tiny" / "make"
+IMAGES = "/var/lib/libvirt/images"
+CONSOLE = "/var/log/libvirt/qemu/shares-console.log"
+#: What libvirt needs to be asked by its sockets.
+SOCKETS = "virtlogd.socket libvirtd.socket"
 
 A, B, C, FOREIGN = (f"83b8f4f2-509f-382f-3c1e-e6bfe0fa100{n}" for n in (1, 2, 3, 9))
 LOAD = "/etc/modules-load.d/iovirt-lab-mdev.conf"
@@ -36,25 +43,38 @@ time.sleep(600)
 
 
 @pytest.fixture(scope="module")
-def host(lab: Any) -> Iterator[Any]:
-    """A host with both parents, bare of devices."""
+def parents(lab: Any) -> Iterator[Any]:
+    """A host with both parents, with libvirt, and bare again at the end."""
     lab.shell(f"printf 'mtty\\nmdpy\\nvfio_iommu_type1\\n' >{LOAD}; modprobe -a mtty mdpy vfio_iommu_type1")
-    assert lab.apply({"mdev": NOTHING})["failures"] == {} if installed(lab) else True
+    was = lab.shell(f"systemctl is-active {SOCKETS} || true")
+    lab.shell(f"systemctl start {SOCKETS}")
     yield lab
+    lab.shell("virsh destroy shares; virsh undefine shares; rm -f /etc/iovirt/guests.json; true")
     done = lab.module("mdev", devices=NOTHING)
     assert not done["failed"], done
-    lab.shell(f"[ ! -e /sys/bus/mdev/devices/{FOREIGN} ] || mdevctl stop -u {FOREIGN}; mdevctl undefine -u {FOREIGN} 2>/dev/null; true")
     assert there(lab) == {}
     assert lab.shell("ls /etc/mdevctl.d/mtty /etc/mdevctl.d/mdpy 2>/dev/null | grep -v : || true") == ""
-    lab.shell(f"rm -f {LOAD}; modprobe -r mtty mdpy")
-
-
-def installed(lab: Any) -> bool:
-    return bool(lab.shell("[ -e /var/lib/iovirt/engine/current ] && echo yes || true"))
+    lab.shell(f"rm -f {LOAD} {IMAGES}/tiny* {CONSOLE}; modprobe -r mtty mdpy")
+    if "inactive" in was:
+        lab.shell(f"systemctl stop {SOCKETS} libvirtd.service virtlogd.service libvirtd-ro.socket libvirtd-admin.socket virtlogd-admin.socket")
 
 
 def on(parent: str = "mtty", type_: str = "mtty-2", **wish: Any) -> dict[str, Any]:
     return {"match": {"parent": [parent]}, "type": type_, **wish}
+
+
+#: What each test begins with.
+WISHES = [on(uuids=[A, B]), on("mdpy", "mdpy-hd", count=1)]
+
+
+@pytest.fixture
+def host(parents: Any) -> Any:
+    """The host with the three devices, by the engine that is on it; where there is none, by Ansible."""
+    there_is_one = parents.shell("[ -e /var/lib/iovirt/engine/current ] && echo yes || true")
+    done = parents.apply({"mdev": WISHES}) if there_is_one else parents.module("mdev", devices=WISHES)
+    assert not done["failed"], done
+    assert set(there(parents)) >= {A, B} and len(there(parents)) == 3
+    return parents
 
 
 def there(lab: Any) -> dict[str, str]:
@@ -77,7 +97,7 @@ def by_mdevctl(lab: Any, *words: str) -> dict[str, str]:
 
 def by_libvirt(lab: Any) -> set[str]:
     """The UUIDs of active devices, from names such as mdev_83b8f4f2_509f_..._mtty."""
-    lines = lab.shell("virsh -q nodedev-list --cap mdev || true").split()
+    lines = lab.shell("virsh -q nodedev-list --cap mdev").split()
     return {"-".join(name.split("_")[1:6]) for name in lines if name.startswith("mdev_")}
 
 
@@ -89,16 +109,16 @@ def holding(lab: Any, uuid: str) -> str:
 
 
 def test_made_quiet_and_the_same_for_everybody(host: Any) -> None:
-    wishes = [on(uuids=[A, B]), on("mdpy", "mdpy-hd", count=1)]
-    announced = host.module("mdev", check=True, devices=wishes)
+    assert not host.apply({"mdev": NOTHING})["failed"] and there(host) == {}
+    announced = host.module("mdev", check=True, devices=WISHES)
     assert there(host) == {}
-    done = host.module("mdev", devices=wishes)
+    done = host.module("mdev", devices=WISHES)
     assert not done["failed"], done
     assert done["actions"] == announced["actions"]
     found = there(host)
     (counted,) = set(found) - {A, B}
     assert found == {A: "mtty mtty-2", B: "mtty mtty-2", counted: "mdpy mdpy-hd"}
-    again = host.module("mdev", devices=wishes)
+    again = host.module("mdev", devices=WISHES)
     assert again["changed"] is False and again["actions"] == []
     said = host.module("mdev_info")
     told = {m["uuid"]: f"{f['address']} {m['type']}" for f in said["facts"] for m in f["mdevs"] if m["active"]}
@@ -159,10 +179,14 @@ def test_foreign_devices_stay_and_a_definition_edited_by_hand_is_put_right(host:
     assert there(host)[FOREIGN] == "mtty mtty-1"
     said = host.apply({"mdev": [on(uuids=[FOREIGN, A, B])]})
     assert "which the collection did not make" in said["msg"]
-    assert by_mdevctl(host, "--defined")[FOREIGN] == "mtty mtty-1"
+    assert not host.apply({"mdev": NOTHING[:1]})["failed"]
+    assert by_mdevctl(host, "--defined")[FOREIGN] == there(host)[FOREIGN] == "mtty mtty-1"
+    host.shell(f"mdevctl stop -u {FOREIGN} && mdevctl undefine -u {FOREIGN}")
 
 
 def test_a_driver_that_registers_again_finds_its_devices(host: Any) -> None:
+    # The rules of udev follow what was declared by the engine's copy.
+    host.shell("iovirt apply")
     counted = {uuid: what for uuid, what in there(host).items() if what.startswith("mdpy")}
     assert len(counted) == 1
     host.shell("modprobe -r mdpy && modprobe mdpy")
@@ -174,26 +198,73 @@ def test_a_driver_that_registers_again_finds_its_devices(host: Any) -> None:
 
 
 def test_they_are_there_after_a_reboot(host: Any) -> None:
-    before = {uuid: what for uuid, what in there(host).items() if uuid != FOREIGN}
-    boot = host.shell("cat /proc/sys/kernel/random/boot_id")
-    host.shell("systemd-run --on-active=1 systemctl reboot")
-    for _round in range(120):
-        time.sleep(5)
-        try:
-            if host.shell("cat /proc/sys/kernel/random/boot_id && systemctl is-active multi-user.target").split()[0] != boot:
-                break
-        except (AssertionError, subprocess.TimeoutExpired):
-            continue
+    before = there(host)
+    host.reboot()
     assert there(host) == before, host.shell("journalctl -b -u 'iovirt-replay*' -n 40 --no-pager")
     assert by_mdevctl(host) == before
     assert json.loads(host.shell("cat /run/iovirt-replay.json"))["failures"] == {}
     assert host.shell("/usr/local/sbin/iovirt status >/dev/null; echo $?") == "0"
-    result = host.module("mdev", devices=[on(uuids=[A, B])])
+    result = host.module("mdev", devices=WISHES)
     assert result["changed"] is False and result["actions"] == []
 
 
 def test_given_back_nothing_is_left(host: Any) -> None:
     done = host.module("mdev", devices=NOTHING)
     assert not done["failed"], done
-    assert there(host) == {}
-    assert set(by_mdevctl(host, "--defined")) <= {FOREIGN}
+    assert there(host) == by_mdevctl(host) == by_mdevctl(host, "--defined") == {}
+
+
+# --- A guest that has them -------------------------------------------------------------------------------------------
+
+
+def a_guest(*mdev: dict[str, Any], **more: Any) -> dict[str, Any]:
+    boot = {"kernel": f"{IMAGES}/tiny-kernel", "initrd": f"{IMAGES}/tiny.img", "cmdline": "console=ttyS0 quiet panic=-1 no_timer_check"}
+    one = {"name": "shares", "memory": "256M", "boot": boot, "network": [], "console_log": CONSOLE, "display": {"model": "emulated"}}
+    return {**one, "mdev": list(mdev), **more}
+
+
+def cards(lab: Any) -> set[str]:
+    """Vendor and device of what the guest has, once it says that it is up."""
+    lab.shell(f"for i in $(seq 400); do grep -q 'tiny: up' {CONSOLE} 2>/dev/null && exit; sleep 1; done; tail {CONSOLE}; exit 1", limit=600)
+    return set(lab.shell(f"tr -d '\\r' <{CONSOLE} | sed -n 's/^tiny: pci [^ ]* //p'").split())
+
+
+def test_a_guest_has_a_serial_card_and_a_display(host: Any) -> None:
+    lab = host
+    (shown,) = set(there(lab)) - {A, B}
+    lab.shell(f"mkdir -p /run/iovirt-lab; cat >/run/iovirt-lab/make <<'END_OF_PROGRAM'\n{TINY.read_text()}END_OF_PROGRAM\n")
+    lab.shell(f"cd {IMAGES}; sh /run/iovirt-lab/make tiny.img; install -m 644 /boot/vmlinuz-$(uname -r) tiny-kernel; chmod 644 tiny.img", limit=240)
+    wish = a_guest({"type": "mtty-2"}, {"type": "mdpy-hd", "display": True})
+    announced = lab.module("guest", check=True, guests=[wish])
+    done = lab.module("guest", guests=[wish])
+    assert not done["failed"], done
+    assert done["actions"] == announced["actions"]
+    # mtty's card (Netmos' ids) and mdpy's, as the guest sees them (samples/vfio-mdev).
+    assert cards(lab) >= {"4348:3253", "1b36:000f"}
+    assert f"uuid='{A}'" in lab.shell("virsh dumpxml shares") and "display='on'" in lab.shell("virsh dumpxml shares")
+    again = lab.module("guest", guests=[wish])
+    assert again["changed"] is False and again["actions"] == [], again
+    (facts,) = [item for item in again["guests"] if item["name"] == "shares"]
+    assert {m["uuid"]: f"{m['parent']} {m['type']}" for m in facts["mdevs"]} == {A: "mtty mtty-2", shown: "mdpy mdpy-hd"}
+
+    # All see the same, and who has it.
+    told = {m["uuid"]: m for fact in lab.module("mdev_info")["facts"] for m in fact["mdevs"]}
+    assert set(told) == set(there(lab)) == set(by_mdevctl(lab)) == by_libvirt(lab)
+    assert told[B]["holders"] == []
+    for uuid in (A, shown):
+        assert "the guest shares (libvirt; running)" in told[uuid]["holders"], told[uuid]
+
+    # What it has is not taken, and nothing waits for it; what it has not can go.
+    for wishes in (NOTHING[:1], NOTHING[1:], [on(uuids=[B])], [on(type_="mtty-1", uuids=[A]), on(uuids=[B])]):
+        said = lab.apply({"mdev": wishes}, allow=("in_use",))
+        assert "is in use by the guest shares" in said["msg"], said
+    assert lab.shell("ps -eo state,args | grep -c '^D.*mdev' || true") == "0"
+    assert not lab.apply({"mdev": [on(uuids=[A]), WISHES[1]]})["failed"]
+    assert set(there(lab)) == {A, shown}
+    said = lab.module("guest", check=True, guests=[wish, a_guest({"type": "mtty-2"}, name="late", console_log=None)])
+    assert f"late: mdev[0]: there is no free mediated device of the type 'mtty-2'; they are held by {A}: shares. mtty has room for 11 more" in said["msg"], said
+
+    gone = lab.module("guest", guests=[{"name": "shares", "state": "absent"}], shutdown_timeout=60, power_off=True)
+    assert not gone["failed"] and lab.shell("virsh list --all --name") == "", gone
+    assert not lab.apply({"mdev": NOTHING})["failed"]
+    assert there(lab) == by_mdevctl(lab, "--defined") == {}

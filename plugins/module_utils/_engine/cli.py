@@ -155,6 +155,7 @@ def _guests(host: Host) -> list[dict[str, Any]]:
             "guest": name,
             "state": "not defined" if name not in domains else "running" if domains[name].active else "shut off",
             "functions": sorted(check.functions_of(domains[name])) if name in domains else [],
+            "mdevs": sorted(check.mediated_of(domains[name])) if name in domains else [],
             "declared": entry["wish"],
             "by": entry.get("by", ""),
             "at": entry.get("at", ""),
@@ -167,10 +168,11 @@ def _guests(host: Host) -> list[dict[str, Any]]:
 def _guest_table(guests: Sequence[Mapping[str, Any]]) -> list[str]:
     if not guests:
         return []
-    rows = [("GUEST", "STATE", "FUNCTIONS", "DIFFERS", "BY", "WHEN")]
+    rows = [("GUEST", "STATE", "DEVICES", "DIFFERS", "BY", "WHEN")]
     for item in guests:
         differs = "yes" if item["differs"] else "no"
-        rows.append((item["guest"], item["state"], ", ".join(item["functions"]) or "-", differs, item["by"] or "-", item["at"] or "-"))
+        devices = ", ".join([*item["functions"], *item["mdevs"]]) or "-"
+        rows.append((item["guest"], item["state"], devices, differs, item["by"] or "-", item["at"] or "-"))
     return _columns(rows) + [f"{item['guest']}: not as it was made: {text}" for item in guests for text in item["differs"]]
 
 

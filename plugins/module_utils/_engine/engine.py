@@ -324,6 +324,10 @@ def resource_info(host: Host, name: str, selector: Mapping[str, Any] | None) -> 
     state = read_more(host, state, {name: wishes}, Options())
     if name == vmdq.NAME:
         state = vmdq.everything(host, state)
+    if name == mdev.NAME and state.more[name]["devices"]:
+        from . import users
+
+        state = users.look(host, state)
     resource = RESOURCES[name]
     wrong = match.check_selector(selector) if selector else None
     if wrong:
@@ -490,12 +494,13 @@ def iommu_info(host: Host) -> dict[str, Any]:
 
 def guests(host: Host, wishes: Sequence[Mapping[str, Any]], options: GuestOptions, call: Call) -> dict[str, Any]:
     """Make all guests as declared, in one reading, one plan and one go."""
-    from .guests import facts
+    from .guests import facts, shares
     from .resources import guest
 
     wishes = guest.normalized(wishes)
+    options = replace(options, assume=shares.assumed(options.assume, call.check))
     with turn(host, call):
-        found = facts.read(host, _libvirt_or_to_come(host, options, call), read.read_state(host, Needs()), wishes)
+        found = facts.read(host, _libvirt_or_to_come(host, options, call), read.read_state(host, Needs()), wishes, options.assume)
         if any(item["model"] == "vmdq" for wish in wishes for item in wish.get("network") or ()):
             from .guests import stations
 

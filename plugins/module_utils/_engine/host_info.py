@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from . import platform, replay, security
+from . import platform, replay, security, users
 from .host import Files, Host
+from .mdev import facts as mediated
 from .model import Function, State
 from .read import Needs, read_state
-from .resources import common, iommu, vmdq
+from .resources import common, iommu, mdev, vmdq
 from .sriov import eswitch
 
 #: CPU flags (arch/x86/include/asm/cpufeatures.h): hardware virtualization, and nested paging below it.
@@ -32,6 +33,9 @@ _HYPERVISORS = {
 def facts(host: Host) -> dict[str, Any]:
     """The facts of a host, in the words of the collection's variables."""
     state = vmdq.everything(host, read_state(host, Needs(variants=True)))
+    state = state.with_more(mdev.NAME, mediated.read(host.files))
+    if state.more[mdev.NAME]["devices"]:
+        state = users.look(host, state)
     last = host.files.text(replay.RESULT)
     return {
         "changed": False,
@@ -44,6 +48,7 @@ def facts(host: Host) -> dict[str, Any]:
             "iommu": iommu.info(state.iommu),
             **security.facts(host.files),
             "functions": [_function(state, function) for function in state.functions.values()],
+            "mdevs": mdev.of_host(state),
         },
         "declared": {name: document["devices"] for name, document in state.stored.items()},
         "last_replay": replay.parse(last),

@@ -30,8 +30,9 @@ _OF_MDEV = {
     "type": {"type": "str", "required": True},
     "attributes": _ATTRIBUTES,
     "autostart": {"type": "bool", "required": True},
+    "pool": {"type": "str"},
 }
-_MDEV_DEFINED = {key: option for key, option in _OF_MDEV.items() if key != "uuid"}
+_MDEV_DEFINED = {key: option for key, option in _OF_MDEV.items() if key not in ("uuid", "pool")}
 _OF_CONTROLLER = {"queues": {"type": "int"}, "interrupts": {"type": "int"}, "online": {"type": "bool"}}
 
 

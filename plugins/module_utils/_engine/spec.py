@@ -143,6 +143,7 @@ MDEV: dict[str, Any] = {
         "options": {"name": {"type": "str", "required": True}, "value": {"type": "str", "required": True}},
     },
     "autostart": {"type": "bool"},
+    "pool": {"type": "str"},
 }
 
 #: GPUs: their drivers name them by more than others do.
@@ -209,8 +210,15 @@ KVM: dict[str, Any] = {
 NETWORK_MODELS = ["emulated", "virtio", "macvtap", "vmdq", "sriov", "passthrough"]
 #: How a disk of a guest is made.
 DISK_MODELS = ["ide", "sata", "virtio", "scsi", "lun", "nvme"]
-#: What a guest draws on. 'vgpu' and 'mdev' come with their resources.
+#: What a guest draws on.
 DISPLAY_MODELS = ["none", "emulated", "passthrough"]
+
+#: How a share of a device is given to a guest: a mediated device, a vGPU.
+_SHARE: dict[str, Any] = {
+    "numa": {"type": "str", "choices": ["near", "any"]},
+    "display": {"type": "bool"},
+    "ramfb": {"type": "bool"},
+}
 
 GUEST: dict[str, Any] = {
     "name": {"type": "str", "required": True},
@@ -327,6 +335,18 @@ GUEST: dict[str, Any] = {
             "listen": {"type": "str"},
         },
     },
+    "mdev": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "type": {"type": "str"},
+            "pool": {"type": "str"},
+            "uuid": {"type": "str"},
+            "parent": {"type": "str"},
+            **_SHARE,
+        },
+    },
+    "gpu": {"type": "dict", "options": {"vgpu": {"type": "str"}, "address": {"type": "str"}, **_SHARE}},
     "seed": {
         "type": "dict",
         "options": {
@@ -348,7 +368,13 @@ ASSUME: dict[str, Any] = {"type": "dict", "options": {"iommu": {"type": "bool"}}
 #: Of the guests: also what the devices and KVM's own call bring.
 GUEST_ASSUME: dict[str, Any] = {
     "type": "dict",
-    "options": {"iommu": {"type": "bool"}, "pools": {"type": "dict"}, "libvirt": {"type": "bool"}},
+    "options": {
+        "iommu": {"type": "bool"},
+        "pools": {"type": "dict"},
+        "mdevs": {"type": "dict"},
+        "vgpus": {"type": "dict"},
+        "libvirt": {"type": "bool"},
+    },
 }
 EXCLUSIVE: dict[str, Any] = {"type": "bool", "default": False}
 

@@ -14,7 +14,7 @@ from ..model import Function, Refusal, State
 from . import compare
 from .facts import Facts
 from .virt import Domain
-from .wish import Wish, cpus, functions, kib
+from .wish import Wish, cpus, functions, kib, shares_of
 
 _KIND_OF_TYPE = {"kvm": "kvm", "tcg": "qemu"}
 
@@ -151,24 +151,35 @@ def functions_of(domain: Domain) -> frozenset[str]:
     return _addresses(domain.inactive) | _addresses(domain.live)
 
 
+def mediated_of(domain: Domain) -> frozenset[str]:
+    """The same of mediated devices, by their UUIDs."""
+    return (_named(domain.inactive) | _named(domain.live)) - functions_of(domain)
+
+
 def running_with(domain: Domain | None) -> frozenset[str]:
     return _addresses(domain.live) if domain else frozenset()
 
 
 def _addresses(text: str) -> frozenset[str]:
+    return frozenset(name for name in _named(text) if name.count(":") == 2)
+
+
+def _named(text: str) -> frozenset[str]:
+    """Functions by their address, mediated devices by their UUID."""
     if not text:
         return frozenset()
     devices = compare.parse(text).find("devices")
     found = (compare.address_of(device) for device in (devices if devices is not None else ()))
-    return frozenset(address for address in found if address.count(":") == 2)
+    return frozenset(name for name in found if name)
 
 
 def holders(facts: Facts, leaving: Collection[str]) -> dict[str, list[str]]:
-    """PCI address -> who has it or names it: guests by their plain name, then who else uses it. Guests that go with this call hold nothing."""
+    """PCI address, or UUID of a mediated device -> who has it or names it: guests by their plain name, then who else uses it. Guests that go
+    with this call hold nothing."""
     found: dict[str, list[str]] = {}
     for domain in facts.domains.values():
-        for address in functions_of(domain) if domain.name not in leaving else ():
-            found.setdefault(address, []).append(domain.name)
+        for name in functions_of(domain) | mediated_of(domain) if domain.name not in leaving else ():
+            found.setdefault(name, []).append(domain.name)
     for address, users in (facts.state.users or {}).items():
         others = [user.who for user in users if not _is_known(user.who, facts.domains)]
         # The process that holds the group of a guest's VF is that guest's QEMU.
@@ -257,7 +268,7 @@ def pinned_memory(facts: Facts, wishes: Iterable[Wish]) -> list[Refusal]:
     together must fit into the host."""
     total, names = 0, []
     for wish in wishes:
-        if wish.get("state") == "running" and "hugepages" not in wish and (functions(wish) or wish.get("locked")):
+        if wish.get("state") == "running" and "hugepages" not in wish and (functions(wish) or wish.get("locked") or _has_vgpu_vf(wish)):
             total += kib(wish.get("memory", "")) or 0
             names.append(str(wish["name"]))
     if len(names) < 2 or not facts.memory or total <= facts.memory:
@@ -267,6 +278,11 @@ def pinned_memory(facts: Facts, wishes: Iterable[Wish]) -> list[Refusal]:
         f"and this host has {facts.memory // 1024}."
     )
     return [Refusal(names[-1], reason, "Lower memory, or run fewer of them; nothing was changed.")]
+
+
+def _has_vgpu_vf(wish: Wish) -> bool:
+    """A VF is a function, whoever drives it. A mediated device pins what it uses, and says so itself."""
+    return any(not item["device_api"] for _key, _number, item in shares_of(wish))
 
 
 def _without_own(state: State, name: str) -> State:

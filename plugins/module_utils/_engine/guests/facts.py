@@ -16,7 +16,7 @@ from ..errors import StateFileError
 from ..host import Files, Host
 from ..model import State
 from ..plain import dataclass
-from . import seed
+from . import seed, shares
 from .virt import Connection, Domain, NotYet
 from .wish import Wish, cpus
 
@@ -54,7 +54,8 @@ class Facts:
     assumed: bool = False
 
 
-def read(host: Host, connection: Connection, state: State, wishes: Sequence[Wish]) -> Facts:
+def read(host: Host, connection: Connection, state: State, wishes: Sequence[Wish], assume: Mapping[str, Any] | None = None) -> Facts:
+    """`assume`: what an earlier call of the same run would have made (shares.assumed)."""
     # Loading the parser takes a hundredth of a second; runs that change devices come here for the record alone.
     from xml.etree import ElementTree
 
@@ -62,7 +63,7 @@ def read(host: Host, connection: Connection, state: State, wishes: Sequence[Wish
     capabilities = ElementTree.fromstring(connection.capabilities())
     arch = capabilities.findtext("host/cpu/arch") or "x86_64"
     return Facts(
-        state=state,
+        state=shares.read(host, state, wishes, assume or {}),
         domains=connection.domains(),
         networks=connection.networks(),
         arch=arch,

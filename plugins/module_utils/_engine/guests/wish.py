@@ -22,6 +22,7 @@ _UNITS = {"K": 1, "M": 1024, "G": 1024**2, "T": 1024**3}
 _SIZE = re.compile(r"(\d+)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 #: Network model -> keys that it needs one of, and keys that it can have beside those that all have.
@@ -33,6 +34,9 @@ _NETWORK: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sriov": (("pool", "address"), ("numa", "vlan", "trust", "rom")),
     "passthrough": (("address",), ("rom",)),
 }
+#: The word for a guest that shall have none.
+NO_VGPU = "none"
+
 #: What has a MAC that libvirt sets: a whole function has its own.
 _WITH_MAC = ("emulated", "virtio", "macvtap", "vmdq", "sriov")
 
@@ -46,6 +50,9 @@ _DISK: Mapping[str, tuple[str, ...]] = {
     "nvme": ("address",),
 }
 _OF_FUNCTION = ("model", "address")
+
+#: What a mediated device is asked by -> keys that it can have beside those that all have.
+_MDEV: Mapping[str, tuple[str, ...]] = {"type": ("parent", "numa"), "pool": ("numa",), "uuid": ()}
 
 
 def kib(text: Any) -> int | None:
@@ -76,7 +83,7 @@ def normal(wish: Wish) -> dict[str, Any]:
 def _normal(value: Any) -> Any:
     if isinstance(value, Mapping):
         kept = {key: _normal(part) for key, part in value.items() if part is not None}
-        for key in ("mac", "address", "checksum"):
+        for key in ("mac", "address", "uuid", "checksum"):
             if isinstance(kept.get(key), str):
                 kept[key] = kept[key].lower()
         return kept
@@ -105,6 +112,15 @@ def functions(wish: Wish) -> list[tuple[str, str]]:
     return found + ([("display", display["address"])] if display.get("address") else [])
 
 
+def shares_of(wish: Wish) -> list[tuple[str, int, Wish]]:
+    """The mediated devices and the vGPU that it asks for: key, place in the list, item."""
+    if wish.get("state") == "absent":
+        return []
+    gpu = wish.get("gpu", {})
+    asked = [("gpu", 0, gpu)] if gpu.get("vgpu", NO_VGPU) != NO_VGPU else []
+    return [*(("mdev", n, item) for n, item in enumerate(wish.get("mdev", ()))), *asked]
+
+
 # --- What is wrong with it -------------------------------------------------------------------------------------------
 
 
@@ -118,11 +134,12 @@ def check_list(wishes: Sequence[Wish]) -> list[Refusal]:
 
 
 def _named_twice(wishes: Sequence[Wish]) -> list[Refusal]:
-    """A function is one guest's."""
+    """A function, or a mediated device, is one guest's."""
     owners: dict[str, str] = {}
     found = []
     for wish in wishes:
-        for what, address in functions(wish):
+        certain = [(f"mdev[{n}]", item["uuid"]) for n, item in enumerate(wish.get("mdev", ())) if item.get("uuid")]
+        for what, address in functions(wish) + certain:
             here = f"{what} of the guest {wish['name']}"
             other = owners.setdefault(address, here)
             if other != here:
@@ -137,7 +154,7 @@ def check(wish: Wish) -> list[Refusal]:
         return [_bad(repr(name), f"libvirt does not take it as a name: {why}.", "Give the guest another name.")]
     if wish.get("state") == "absent":
         return []
-    parts = (_check_cpu, _check_memory, _check_boot, _check_network, _check_disks, _check_display)
+    parts = (_check_cpu, _check_memory, _check_boot, _check_network, _check_disks, _check_display, _check_mdev, _check_gpu)
     return [_bad(name, reason, way_out) for part in parts for reason, way_out in part(wish)]
 
 
@@ -306,3 +323,33 @@ def _check_display(wish: Wish) -> Wrong:
     if "address" in display and model != "passthrough":
         yield f"display: address means nothing for the model {model}.", "Leave it out, or take passthrough."
     yield from _check_numbers("display", display)
+
+
+def _check_mdev(wish: Wish) -> Wrong:
+    for number, item in enumerate(wish.get("mdev", ())):
+        here, given = f"mdev[{number}]", [key for key in _MDEV if key in item]
+        if len(given) != 1:
+            yield f"{here}: a mediated device is asked by type, pool or uuid, one of them.", "Name one of them."
+            continue
+        for key in sorted(set(item) - {given[0], *_MDEV[given[0]], "display", "ramfb"}):
+            yield f"{here}: {key} means nothing beside {given[0]}.", f"Leave {key} out."
+        if "uuid" in item and not _UUID.fullmatch(item["uuid"]):
+            yield f"{here}: {item['uuid']!r} is no UUID.", "A UUID is 8-4-4-4-12 hexadecimal digits, as uuidgen prints it."
+        yield from _check_shown(here, item)
+
+
+def _check_gpu(wish: Wish) -> Wrong:
+    gpu = wish.get("gpu")
+    if gpu is None:
+        return
+    if not gpu.get("vgpu"):
+        yield "gpu: vgpu is not named.", f"Name the type of its vGPU, or {NO_VGPU}."
+    elif gpu["vgpu"] == NO_VGPU and len(gpu) > 1:
+        yield f"gpu: without a vGPU {', '.join(sorted(set(gpu) - {'vgpu'}))} means nothing.", "Leave it out."
+    yield from _check_numbers("gpu", gpu)
+    yield from _check_shown("gpu", gpu)
+
+
+def _check_shown(here: str, item: Wish) -> Wrong:
+    if item.get("ramfb") and not item.get("display"):
+        yield f"{here}: ramfb is what display shows before the guest's driver is there.", "Set display as well, or leave ramfb out."

@@ -15,7 +15,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, SubElement
 
 from ..plain import dataclass
-from .wish import Wish, cpus, kib
+from .wish import Wish, cpus, kib, shares_of
 
 #: What a new guest has where its declaration does not say: a machine of today, and the host's own processor.
 MACHINE = "q35"
@@ -52,8 +52,8 @@ class Around:
     """What the host adds to a declaration.
 
     `fresh`: libvirt has no guest of this name. `nested`: the processor's name for virtualization, 'svm' or 'vmx'. `dropped`: whole functions
-    that an earlier declaration named and this one does not. `seed`: path of the seed. `ovs`: bridges of Open vSwitch. `vcpus`, `vcpus_max`: how
-    many there are and can be, where the declaration does not say."""
+    and mediated devices that an earlier declaration named and this one does not. `seed`: path of the seed. `ovs`: bridges of Open vSwitch.
+    `vcpus`, `vcpus_max`: how many there are and can be, where the declaration does not say."""
 
     arch: str = "x86_64"
     fresh: bool = False
@@ -90,6 +90,7 @@ def build(wish: Wish, around: Around) -> Wanted:
     _add_disks(devices, wish, around, made)
     _add_network(devices, wish, around, made)
     _add_display(devices, wish, made)
+    _add_shares(devices, wish)
     _add_others(devices, wish, around, made)
     if len(devices):
         root.append(devices)
@@ -382,9 +383,9 @@ _NETWORK = {
 }
 
 
-def _add_function(devices: Element, address: str) -> Element:
+def _add_function(devices: Element, address: str, managed: str = "yes") -> Element:
     """A whole function, or a VF of which libvirt knows no network."""
-    hostdev = _sub(devices, "hostdev", mode="subsystem", type="pci", managed="yes")
+    hostdev = _sub(devices, "hostdev", mode="subsystem", type="pci", managed=managed)
     _sub(_sub(hostdev, "source"), "address", **_pci(address))
     return hostdev
 
@@ -408,7 +409,17 @@ def _add_display(devices: Element, wish: Wish, made: _Made) -> None:
         _sub(_sub(devices, "video"), "model", type=display.get("video", "virtio"))
     elif display["model"] == "passthrough":
         _add_function(devices, display["address"])
-    # 'vgpu' and 'mdev' go here when there are those resources: <hostdev mode='subsystem' type='mdev'>.
+
+
+def _add_shares(devices: Element, wish: Wish) -> None:
+    """Mediated devices and vGPUs. A VF with a vGPU stays with the vendor's driver (managed: no), which is what QEMU takes it from."""
+    for _key, _index, item in shares_of(wish):
+        if not item["device_api"]:
+            _add_function(devices, item["device"], managed="no")
+            continue
+        shown = {key: _yes(item.get(key), "on", "off") for key in ("display", "ramfb")}
+        hostdev = _sub(devices, "hostdev", mode="subsystem", type="mdev", model=item["device_api"], **shown)
+        _sub(_sub(hostdev, "source"), "address", uuid=item["device"])
 
 
 def _add_others(devices: Element, wish: Wish, around: Around, made: _Made) -> None:

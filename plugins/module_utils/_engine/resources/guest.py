@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
-from ..guests import allocate, check, compare, live, seed
+from ..guests import allocate, check, compare, live, seed, shares
 from ..guests.allocate import Request
 from ..guests.facts import RECORD, Facts
 from ..guests.virt import Domain
-from ..guests.wish import Wish, check_list, cpus, functions, kib, normal, with_macs
+from ..guests.wish import Wish, check_list, cpus, functions, kib, normal, shares_of, with_macs
 from ..guests.xml import Around, Wanted, build
 from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Plan, Refusal
 from ..plain import dataclass
@@ -36,7 +36,8 @@ _NESTED = {"AMD": "svm", "Hygon": "svm"}
 @dataclass(frozen=True)
 class GuestOptions:
     """What a caller grants beside the declarations. `timeout`: seconds for a guest to shut down. `assume`: what an earlier call of the same run
-    makes true, now or by the next boot: `iommu` (it will be on), `pools` (pool -> number of VFs that it will get), `libvirt` (it will answer)."""
+    makes true, now or by the next boot: `iommu` (it will be on), `pools` (pool -> number of VFs that it will get), `libvirt` (it will answer),
+    `mdevs` and `vgpus` (mediated devices by UUID, VFs with a vGPU by address: what they will be; shares.read)."""
 
     allow: frozenset[str] = frozenset()
     exclusive: bool = False
@@ -72,7 +73,7 @@ def plan(facts: Facts, wishes: Sequence[Wish], options: GuestOptions) -> GuestPl
         result.extend(_give_up(facts, name, options))
     held = check.holders(facts, leaving)
     present = _without_waiting(facts, present, options, result)
-    present = _allocated(facts, present, held, result)
+    present = _with_shares(facts, _allocated(facts, present, held, result), held, result)
     result.refusals += check.macs(facts, present) + check.pinned_memory(facts, present)
     on_stations = [wish for wish in present if any(item["model"] == "vmdq" for item in wish.get("network", ()))]
     if on_stations:
@@ -91,6 +92,7 @@ def _stands_against(facts: Facts, wish: Wish, held: Mapping[str, Sequence[str]],
     found = check.on_host(facts, wish)
     if wish["name"] not in facts.domains and "memory" not in wish:
         found.append(Refusal(str(wish["name"]), "it is new, and memory is not named.", "Name it, as in memory: 2G. Nothing was changed."))
+    found += shares.check(facts.state, wish, facts.domains.get(str(wish["name"])))
     return found + check.assignments(facts, wish, held, options.allow) + check.ports_up(facts, wish)
 
 
@@ -102,9 +104,12 @@ def _without_waiting(facts: Facts, wishes: Sequence[Wish], options: GuestOptions
     staying: list[dict[str, Any]] = []
     for wish in wishes:
         why = _waits(facts, wish, options)
+        vgpu = "" if why else shares.waits(facts.state, wish, options.assume)
         if why:
             result.actions.append(_later(wish, why))
             result.reboot_reasons += [] if why in result.reboot_reasons else [why]
+        elif vgpu:
+            result.actions.append(_later(wish, f"VFs get the vGPU type {vgpu}", PREDICTED))
         else:
             staying.append(dict(wish))
     return staying
@@ -117,14 +122,15 @@ def _waits(facts: Facts, wish: Wish, options: GuestOptions) -> str:
         pool = item.get("pool")
         if pool and coming.get(pool) and not there.get(pool):
             return f"the pool {pool} gets its VFs"
-    if options.assume.get("iommu") and not facts.state.iommu.active and (functions(wish) or any("pool" in i for i in wish.get("network", ()))):
+    needs_iommu = functions(wish) or any("pool" in item for item in wish.get("network", ())) or "gpu" in wish
+    if options.assume.get("iommu") and not facts.state.iommu.active and needs_iommu:
         return "the IOMMU is switched on"
     return ""
 
 
-def _later(wish: Wish, why: str) -> Action:
+def _later(wish: Wish, why: str, certainty: str = AFTER_REBOOT) -> Action:
     text = f"define it{' and start it' if wish['state'] == 'running' else ''}, once {why}"
-    return Action("define_guest", str(wish["name"]), text, AFTER_REBOOT, {"name": wish["name"]}, {}, _declared(_as_declared(wish)))
+    return Action("define_guest", str(wish["name"]), text, certainty, {"name": wish["name"]}, {}, _declared(_as_declared(wish)))
 
 
 # --- VFs from pools --------------------------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ def _allocated(facts: Facts, wishes: Sequence[Wish], held: Mapping[str, Sequence
         return [dict(wish) for wish in wishes]
     requests, near = [], {}
     for wish, number, item in asked:
-        node, wrong = _node(facts, wish, number, item)
+        node, wrong = _node(facts, wish, f"network[{number}]", item)
         result.refusals += wrong
         near[str(wish["name"]), number] = node
         kept = _kept(facts, str(wish["name"]), item["mac"])
@@ -160,8 +166,8 @@ def _with_addresses(wish: Wish, given: Mapping[tuple[str, int], str]) -> dict[st
     return {**wish, "network": items}
 
 
-def _node(facts: Facts, wish: Wish, number: int, item: Wish) -> tuple[int | None, list[Refusal]]:
-    """The node that a VF has to be near to: the guest's memory is there, or its CPUs are."""
+def _node(facts: Facts, wish: Wish, where: str, item: Wish) -> tuple[int | None, list[Refusal]]:
+    """The node that a device has to be near to: the guest's memory is there, or its CPUs are."""
     if item.get("numa") != "near":
         return None, []
     if "numa_node" in wish:
@@ -173,7 +179,7 @@ def _node(facts: Facts, wish: Wish, number: int, item: Wish) -> tuple[int | None
         return nodes[0], []
     if len(facts.nodes) < 2:
         return None, []
-    reason = f"network[{number}]: numa: near, and nothing says where the guest is."
+    reason = f"{where}: numa: near, and nothing says where the guest is."
     return None, [Refusal(str(wish["name"]), reason, "Name numa_node, or pin it to CPUs of one node; nothing was changed.")]
 
 
@@ -186,6 +192,31 @@ def _kept(facts: Facts, name: str, mac: str) -> str | None:
             if found is not None and found.get("address", "").lower() == mac:
                 return compare.address_of(interface)
     return None
+
+
+# --- Mediated devices and vGPUs --------------------------------------------------------------------------------------
+
+
+def _with_shares(facts: Facts, wishes: Sequence[Wish], held: Mapping[str, Sequence[str]], result: Plan) -> list[dict[str, Any]]:
+    """The declarations with the device that each of their mediated devices and vGPUs comes to."""
+    asked = [(wish, *share) for wish in wishes for share in shares_of(wish)]
+    if not asked:
+        return [dict(wish) for wish in wishes]
+    requests = []
+    for wish, key, number, item in asked:
+        name = str(wish["name"])
+        node, wrong = _node(facts, wish, shares.where(key, number), item)
+        result.refusals += wrong
+        requests.append(shares.Request(name, key, number, item, shares.guests_devices(facts.domains.get(name)), node))
+    # A VF that is named as a function is no vGPU for anybody.
+    taken: dict[str, list[str]] = {name: list(who) for name, who in held.items()}
+    for wish in wishes:
+        for _what, address in functions(wish):
+            taken.setdefault(address, []).append(str(wish["name"]))
+    given, refusals = shares.allocate(facts.state, requests, taken)
+    result.refusals += refusals
+    without = {refusal.device for refusal in refusals}
+    return [shares.resolved(wish, given) for wish in wishes if wish["name"] not in without]
 
 
 # --- Planning one guest ----------------------------------------------------------------------------------------------
@@ -217,16 +248,16 @@ def wanted_of(facts: Facts, wish: Wish) -> Wanted:
 
 
 def _functions(entry: Mapping[str, Any] | None, wish: Wish) -> dict[str, str]:
-    """Whole functions -> the key of the declaration that names them, or named them last and is not spoken of any more."""
+    """Whole functions and mediated devices -> the key of the declaration that names them, or named them last and is not spoken of any more."""
     kept = {address: key for address, key in (entry or {}).get("functions", {}).items() if key not in wish}
     for key in ("network", "disks", "display"):
         items = [wish[key]] if key == "display" and key in wish else wish.get(key, ())
         kept.update({item["address"]: key for item in items if item["model"] in ("passthrough", "nvme")})
-    return kept
+    return {**kept, **{item["device"]: key for key, _number, item in shares_of(wish)}}
 
 
 def _dropped(entry: Mapping[str, Any] | None, wish: Wish) -> frozenset[str]:
-    """The whole functions that the same key named before and does not any more."""
+    """The whole functions and mediated devices that the same key named before and does not any more."""
     return frozenset((entry or {}).get("functions", ())) - frozenset(_functions(entry, wish))
 
 
@@ -257,7 +288,7 @@ def _take(facts: Facts, wish: dict[str, Any], options: GuestOptions, result: Gue
     actions += _record(wish, wanted, entry, options)
     result.actions += actions
     if domain and domain.active:
-        _running(wish, domain, wanted, options, result)
+        _running(wish, domain, _without_gone(wanted, domain, entry), options, result)
     elif wish["state"] == "running":
         result.actions.append(_start(name))
 
@@ -274,6 +305,13 @@ def _running(wish: Wish, domain: Domain, wanted: Wanted, options: GuestOptions, 
     result.actions += change.actions
     if change.waiting:
         result.restarts[name] = change.waiting
+
+
+def _without_gone(wanted: Wanted, domain: Domain, entry: Mapping[str, Any] | None) -> Wanted:
+    """A running guest keeps what an earlier call took out of its definition, until it is started anew."""
+    now = {*compare.flatten(compare.parse(domain.inactive)), *compare.flatten(wanted.root)}
+    paths = {f"devices/hostdev[{name}]" for name in (entry or {}).get("gone", ())}
+    return Wanted(wanted.root, wanted.absent | (paths - now), wanted.whole)
 
 
 def _by_hand(difference: compare.Difference, entry: Mapping[str, Any] | None) -> bool:
@@ -338,8 +376,8 @@ def _saved(name: str, why: str) -> Refusal:
 
 
 def _gives_back(domain: Domain) -> str:
-    functions = sorted(check.functions_of(domain))
-    return f", which gives back {', '.join(functions)}" if functions else ""
+    names = sorted(check.functions_of(domain)) + sorted(check.mediated_of(domain))
+    return f", which gives back {', '.join(names)}" if names else ""
 
 
 # --- Actions ---------------------------------------------------------------------------------------------------------
@@ -406,9 +444,10 @@ def _declared(wish: Wish) -> dict[str, Any]:
 
 
 def _as_declared(wish: Wish) -> dict[str, Any]:
-    """Without the addresses that the allocator chose."""
+    """Without what the allocators chose."""
+    wish = shares.as_declared(wish)
     items = [{k: v for k, v in item.items() if k != "address" or "pool" not in item} for item in wish.get("network", ())]
-    return {**wish, "network": items} if "network" in wish else dict(wish)
+    return {**wish, "network": items} if "network" in wish else wish
 
 
 def _autostart(name: str, value: bool) -> Action:
@@ -424,14 +463,18 @@ def _record(wish: Wish, wanted: Wanted, entry: Mapping[str, Any] | None, options
     if entry is not None:
         # What only a new guest is given is ours as well, later.
         made = {**{path: value for path, value in entry["made"].items() if _still(path, wanted)}, **made}
-    new = {
+    named = _functions(entry, wish)
+    new: dict[str, Any] = {
         "wish": _as_declared(wish),
         "made": made,
         # A function that goes with this run is none that must never be there.
         "absent": sorted(path for path in wanted.absent if compare.kind_of(path) != "devices/hostdev"),
-        "functions": _functions(entry, wish),
+        "functions": named,
         "seed": seed.path_of(name) if "seed" in wish else (entry or {}).get("seed"),
     }
+    gone = {*(entry or {}).get("gone", ()), *_dropped(entry, wish)} - set(named)
+    if gone:
+        new["gone"] = sorted(gone)
     if entry is not None and all(entry.get(key) == value for key, value in new.items()):
         return []
     args = {"name": name, "entry": {**new, "by": options.declared_by}, "was": dict(entry) if entry is not None else None}
@@ -472,6 +515,7 @@ def info(facts: Facts) -> list[dict[str, Any]]:
             "declared": entry is not None,
             "functions": sorted(check.functions_of(domain)) if domain else [],
             "network": _ports(domain) if domain else [],
+            "mdevs": shares.of_guest(facts.state, domain) if domain else [],
         })  # fmt: skip
     return found
 

@@ -42,6 +42,8 @@ class _Wanted:
     type: str
     attributes: list[dict[str, str]] | None = None
     autostart: bool | None = None
+    #: Where guests find it (guests/shares.py).
+    pool: str | None = None
 
 
 def needs(wishes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
@@ -79,7 +81,24 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
         else:
             result.extend(_converge(state, targets, options))
     result.refusals += _promised_twice(result)
+    result.predicted = _to_come(state, result.actions)
     return result
+
+
+def _to_come(state: State, actions: Sequence[Action]) -> dict[str, Any]:
+    """UUID -> what a device of a parent that changes will be, None for one that goes. In check mode guests are planned by that."""
+    mdevs: dict[str, Any] = {}
+    for parent in dict.fromkeys(action.unit for action in actions):
+        old = common.stored_entry(state, NAME, parent)
+        new = next((action.args["entry"] for action in actions if action.unit == parent and action.kind == "declare"), old)
+        gone = {action.args["uuid"] for action in actions if action.unit == parent and action.kind == "mdev_stop"}
+        mdevs.update({name: None if name in gone else {**_share(parent, device), "declared": False} for name, device in _known(old).items()})
+        mdevs.update({name: _share(parent, device) for name, device in _known(new).items()})
+    return {"mdevs": mdevs} if mdevs else {}
+
+
+def _share(parent: str, device: Mapping[str, Any]) -> dict[str, Any]:
+    return {"parent": parent, "type": device["type"], "pool": device.get("pool") or ""}
 
 
 # --- The wishes ----------------------------------------------------------------------------------------------------
@@ -94,7 +113,7 @@ def _wanted(state: State, targets: Sequence[Target]) -> tuple[dict[str, _Wanted]
         wish = target.wish
         if wish.get("devices") is not None:
             # As the record has them.
-            wanted.update({d["uuid"]: _Wanted(d["type"], d["attributes"], d["autostart"]) for d in wish["devices"]})
+            wanted.update({d["uuid"]: _Wanted(d["type"], d["attributes"], d["autostart"], d.get("pool")) for d in wish["devices"]})
             continue
         type_, wrong = _type(state, target)
         wrong += _check_numbers(state, target) + _check_attributes(target)
@@ -105,7 +124,7 @@ def _wanted(state: State, targets: Sequence[Target]) -> tuple[dict[str, _Wanted]
         for name in names:
             if name in wanted:
                 refusals.append(_refusal(target, f"the UUID {name} is named twice.", "Name each device once."))
-            wanted[name] = _Wanted(type_, wish.get("attributes"), wish.get("autostart"))
+            wanted[name] = _Wanted(type_, wish.get("attributes"), wish.get("autostart"), wish.get("pool"))
     return wanted, refusals
 
 
@@ -330,7 +349,9 @@ def _filled(state: State, parent: str, name: str, wanted: _Wanted, known: Mappin
     defined = _definition(state, parent, name) or {}
     had = known.get(name) or {"attributes": defined.get("attributes", []), "autostart": defined.get("autostart", True)}
     said = {"attributes": wanted.attributes, "autostart": wanted.autostart}
-    return {"type": wanted.type, **{key: had[key] if value is None else value for key, value in said.items()}}
+    pool = had.get("pool") if wanted.pool is None else wanted.pool
+    found = {"type": wanted.type, **{key: had[key] if value is None else value for key, value in said.items()}}
+    return {**found, "pool": pool} if pool else found
 
 
 def _taken(state: State, target: Target, whole: Mapping[str, Any], known: Mapping[str, Any]) -> list[Refusal]:
@@ -439,7 +460,7 @@ class Steps:
     def converge(self, name: str, wanted: Mapping[str, Any], known: Mapping[str, Any] | None, recorded_only: bool) -> None:
         found = self.state.more[NAME]["devices"].get(name)
         if self.keeper:
-            self._define(name, dict(wanted))
+            self._define(name, {key: value for key, value in wanted.items() if key != "pool"})
         # Attributes are written when a device starts. What somebody took from a running one, or gave it, only vfio-ap shows.
         other = known is not None and (known["attributes"] != wanted["attributes"] or _moved(found, wanted))
         if found and (found["type"] != wanted["type"] or other):
@@ -558,7 +579,7 @@ def _all(state: State) -> Iterator[tuple[str, str, dict[str, Any]]]:
         if not found and known.get("type") is None:
             continue
         facts = {"type": found.get("type") or known["type"]}
-        yield parent, name, {**facts, **{key: known[key] for key in ("attributes", "autostart") if key in known}}
+        yield parent, name, {**facts, **{key: known[key] for key in ("attributes", "autostart", "pool") if key in known}}
 
 
 def told_of(state: State) -> list[str]:
@@ -591,7 +612,20 @@ def _device_facts(state: State, parent: str, name: str, known: Mapping[str, Mapp
         "defined": defined is not None,
         "declared": name in known,
         "next_boot": bool((known.get(name) or defined or {}).get("autostart")),
+        "pool": known.get(name, {}).get("pool"),
+        "holders": holders(state, name),
     }
+
+
+def holders(state: State, uuid: str) -> list[str]:
+    """Guests that have a device or name it, and processes that hold it open."""
+    return [user.who for user in (state.users or {}).get(uuid, ())]
+
+
+def of_host(state: State) -> list[dict[str, Any]]:
+    """The mediated devices that are there, and whose they are."""
+    found = state.more[NAME]["devices"]
+    return [{"uuid": uuid, "parent": device["parent"], "type": device["type"], "holders": holders(state, uuid)} for uuid, device in sorted(found.items())]
 
 
 def now(state: State, address: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .. import match
 from ..host import Host
 from ..model import Function, Plan, Refusal, State
 from ..vgpu import facts as nvidia
-from ..vgpu import frameworks
+from ..vgpu import frameworks, shares
 from . import common
 from .common import Options, Target
 
@@ -60,6 +60,7 @@ def plan(state: State, wishes: Sequence[Mapping[str, Any]], options: Options) ->
         if common.refuse_all(result, common.present_and_absent(targets)):
             continue
         result.extend(_give_back(state, targets[0], options) if targets[0].absent else _converge(state, targets, options))
+    result.predicted = shares.to_come(state, result.actions)
     return result
 
 

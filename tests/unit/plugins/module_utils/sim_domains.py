@@ -176,9 +176,16 @@ class SimDomains:
         """lab: driver and override become vfio-pci, MAC and VLAN are set at the PF."""
         address = compare.address_of(device)
         sim_vmdq.guest_device(self.sim, device, there=True)
+        if device.get("type") == "mdev":
+            self._mediated(device, address)
         if device.tag not in ("interface", "hostdev") or address not in self.sim.functions:
             return
         vf = self.sim.functions[address]
+        if device.get("managed") == "no":
+            # virHostdevPreparePCIDevices: it is taken as it is, and has to be one of vfio's (here by a vGPU type).
+            if not self.sim.vgpu.types.get(address):
+                raise EngineError(f"libvirt answered: Unmanaged PCI device {address} must be manually detached from the host.")
+            return
         if any(address == compare.address_of(other) for root in self.live.values() for other in root.find("devices")):
             raise EngineError(f"libvirt answered: Requested operation is not valid: PCI device {address} is in use by driver QEMU.")
         self.kept[address] = (vf.driver, vf.override, dict(vf.attributes))
@@ -188,6 +195,13 @@ class SimDomains:
             tag = device.find("vlan/tag")
             vf.attributes.update(mac=device.find("mac").get("address"), vlan=int(tag.get("id")) if tag is not None else 0, by_pf=True)
         self.sim._tree = None
+
+    def _mediated(self, device: Element, uuid: str) -> None:
+        """As qemuValidateDomainDeviceDefHostdev, virMediatedDeviceNew and virHostdevPrepareMediatedDevices answer."""
+        if uuid not in self.sim.mdev.devices:
+            raise EngineError(f"libvirt answered: device not found: mediated device '{uuid}' not found.")
+        if any(uuid == compare.address_of(other) for root in self.live.values() for other in root.find("devices")):
+            raise EngineError(f"libvirt answered: Requested operation is not valid: Mediated device /sys/bus/mdev/devices/{uuid} is in use by driver QEMU.")
 
     def _taken(self, device: Element) -> None:
         """lab: MAC and VLAN are put back; a VF that had a driver of its own goes back to it, its override cleared."""
@@ -237,6 +251,11 @@ def _fill(device: Element, number: int) -> None:
     """An address in the guest; a source's address in libvirt's own spelling; a MAC where there is none."""
     if device.tag in ("interface", "hostdev", "video", "memballoon", "rng") and device.find("address") is None:
         SubElement(device, "address", type="pci", domain="0x0000", bus=f"0x{number + 1:02x}", slot="0x00", function="0x0")
+    if device.get("type") == "mdev":
+        # lab: what it writes out beside the model.
+        device.attrib.setdefault("managed", "no")
+        if device.get("model") == "vfio-pci":
+            device.attrib.setdefault("display", "off")
     for address in device.iterfind("source/address"):
         for key, digits in (("domain", 4), ("bus", 2), ("slot", 2), ("function", 1)):
             if key in address.attrib:

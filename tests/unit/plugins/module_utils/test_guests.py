@@ -537,7 +537,7 @@ def test_status_shows_guests_by_files_alone(host, monkeypatch, capsys):
     assert cli.main(["status"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3:] == [
-        "GUEST  STATE     FUNCTIONS     DIFFERS  BY      WHEN",
+        "GUEST  STATE     DEVICES       DIFFERS  BY      WHEN",
         f"g1     running   {VFS[0]}  no       4f2c91  2026-01-31T12:00:00Z",
         "g2     shut off  -             no       4f2c91  2026-01-31T12:00:00Z",
     ]

@@ -34,6 +34,14 @@ DISKS = [
     {"model": "sata", "path": "/var/c.qcow2", "size": "1G", "readonly": False},
     {"model": "nvme", "address": hosts.EDU},
 ]
+UUIDS = [f"83b8f4f2-509f-382f-3c1e-e6bfe0fa100{n}" for n in (1, 2, 3)]
+MDEVS = [
+    {"type": "mtty-2"},
+    {"type": "Dual port serial", "parent": "mtty", "display": False},
+    {"pool": "lines"},
+    {"uuid": UUIDS[1]},
+    {"type": "mdpy-hd", "numa": "near"},
+]
 KEYS = {
     "vcpus": [1, 2, 3],
     "vcpus_max": [4],
@@ -64,15 +72,26 @@ def declaration(rng, name):
         found["network"] = rng.sample(PORTS, rng.randint(0, 3))
     if rng.random() < 0.4:
         found["disks"] = rng.sample(DISKS, rng.randint(0, 2))
+    if rng.random() < 0.5:
+        found["mdev"] = rng.sample(MDEVS, rng.randint(0, 2))
     return found
+
+
+def made():
+    host = guests_hosts.host()
+    host.with_images()
+    host.sim.mdev.add_samples()
+    serial = {"match": {"parent": ["mtty"]}, "type": "mtty-2"}
+    screen = {"match": {"parent": ["mdpy"]}, "type": "mdpy-hd", "count": 1}
+    hosts.call(host.sim, mdev=[{**serial, "uuids": UUIDS[:2]}, {**serial, "uuids": UUIDS[2:], "pool": "lines"}, screen])
+    return host
 
 
 def test_one_after_the_other():
     rng = random.Random(int(os.environ.get("IOVIRT_SEED", "3")))
     done = 0
     for _host in range(4):
-        host = guests_hosts.host()
-        host.with_images()
+        host = made()
         before = [host.vf(number) for number in range(3)]
         for _round in range(10):
             wishes = [declaration(rng, name) for name in ("a", "b")[: rng.randint(1, 2)]]
@@ -92,7 +111,7 @@ def test_one_after_the_other():
 
 
 def nothing_twice(host):
-    seen = [address for domain in host.virt.domains().values() for address in check.functions_of(domain)]
+    seen = [name for domain in host.virt.domains().values() for name in check.functions_of(domain) | check.mediated_of(domain)]
     assert len(seen) == len(set(seen))
     for root in host.virt.live.values():
         assert compare.flatten(root)
@@ -100,8 +119,7 @@ def nothing_twice(host):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_refused_changes_nothing(seed):
-    rng, host = random.Random(seed), guests_hosts.host()
-    host.with_images()
+    rng, host = random.Random(seed), made()
     for _round in range(10):
         wishes = [declaration(rng, name) for name in ("a", "b", "c")]
         before = host.snapshot()

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import actions
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import guests_hosts
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import guests_hosts, hosts
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.guests_hosts import guest, vf
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_undo import GUESTS, watched
 
 VIRTIO = {"model": "virtio", "bridge": "br0"}
 DISK = {"model": "virtio", "path": "/var/a.qcow2", "size": "1G"}
-NEW = guest("g1", VIRTIO, vf(vlan=7), autostart=True, disks=[DISK], seed={"user_data": "#cloud-config\n"}, vcpus_max=4)
+NEW = guest("g1", VIRTIO, vf(vlan=7), autostart=True, disks=[DISK], seed={"user_data": "#cloud-config\n"}, vcpus_max=4, mdev=[{"type": "mtty-2"}])
 
 
 def new():
     host = guests_hosts.host()
     host.with_images()
+    host.sim.mdev.add_samples()
+    hosts.call(host.sim, mdev=[{"match": {"parent": ["mtty"]}, "type": "mtty-2", "count": 1}])
     return host, lambda: host.call(NEW)
 
 

@@ -1,0 +1,435 @@
+# Copyright: the iovirt.host authors
+# GNU General Public License v3.0-or-later (see LICENSES/GPL-3.0-or-later.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Guests with mediated devices and vGPUs: who gets which, who keeps it, who is refused."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, host_info
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import guests_hosts, hosts, test_mdev, test_vgpu
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.guests_hosts import (
+    Host,
+    converged,
+    guest,
+    quiet,
+    refused,
+)
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import call
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import Net, Pci
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_mdev import A, B, C, absent, on
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.test_vgpu import A12, GPU, Q12, Q24
+
+D = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1004"
+IGPU = "0000:00:0a.0"
+TWO = [on(uuids=[A, B]), on("mdpy", "mdpy-hd", uuids=[C], pool="screens")]
+
+
+def ready(sim):
+    """Memory and nodes for guests, a bridge, and vfio."""
+    sim.nets["br0"] = Net(kind="bridge", mac="52:54:00:00:00:99")
+    sim.files.update({
+        "/proc/meminfo": "MemTotal:        4000000 kB\n",
+        "/sys/devices/system/cpu/online": "0-3",
+        "/sys/devices/system/node/node0/cpulist": "0-1",
+        "/sys/devices/system/node/node1/cpulist": "2-3",
+    })  # fmt: skip
+    sim._tree = None
+    return Host(sim)
+
+
+def host(*wishes, **more):
+    it = ready(test_mdev.host(**more))
+    if wishes:
+        call(it.sim, mdev=list(wishes))
+    return it
+
+
+def mdevs(it, name="g1", running=True):
+    """UUID -> attributes of the device in the definition; it is the same in the running guest."""
+    found = {
+        device.find("source/address").get("uuid"): dict(device.attrib) for device in it.virt.defined[name].iterfind("devices/hostdev[@type='mdev']")
+    }
+    if running:
+        live = {device.find("source/address").get("uuid") for device in it.virt.live[name].iterfind("devices/hostdev[@type='mdev']")}
+        assert live == set(found)
+    return found
+
+
+def want(**more):
+    return {"mdev": [{"type": "mtty-2"}], **more}
+
+
+# --- Which one --------------------------------------------------------------------------------------------------------
+
+
+def test_by_type_by_pool_by_uuid_and_all_of_it_goes_back():
+    it = host(*TWO)
+    before = it.sim.snapshot()
+    wish = guest("g1", mdev=[{"type": "mtty-2"}, {"pool": "screens"}, {"uuid": B.upper()}])
+    converged(it, wish)
+    assert set(mdevs(it)) == {A, B, C}
+    assert mdevs(it)[A]["model"] == "vfio-pci" and mdevs(it)[A]["type"] == "mdev"
+    assert {m["uuid"]: (m["parent"], m["type"]) for m in it.info()["facts"][0]["mdevs"]} == {
+        A: ("mtty", "mtty-2"), B: ("mtty", "mtty-2"), C: ("mdpy", "mdpy-hd"),
+    }  # fmt: skip
+    assert it.info()["guests"][0]["mdev"] == [{"type": "mtty-2"}, {"pool": "screens"}, {"uuid": B}]
+    result = converged(it, guest("g1", state="absent"))
+    assert any(A in action["text"] for action in result["actions"])
+    after = it.sim.snapshot()
+    assert after == before
+
+
+def test_a_type_by_its_name_and_of_one_parent():
+    it = host(on(uuids=[A]), on(type_="mtty-1", uuids=[B]))
+    converged(it, guest("g1", mdev=[{"type": "Single port serial", "parent": "mtty"}]))
+    assert set(mdevs(it)) == {B}
+    refused(it, guest("g2", mdev=[{"type": "mtty-2", "parent": "mdpy"}]), says="no mediated device of the type 'mtty-2' on mdpy is declared")
+
+
+def test_everybody_keeps_what_it_has_whatever_the_order_of_the_list():
+    it = host(on(uuids=[A, B, C, D]))
+    converged(it, guest("g2", **want()))
+    assert set(mdevs(it, "g2")) == {A}
+    # The first of the list is new, and takes none from one that was there.
+    converged(it, guest("g1", **want()), guest("g2", mdev=[{"type": "mtty-2"}, {"type": "mtty-2"}], state="present"), restart=True, power_off=True)
+    assert set(mdevs(it, "g1")) == {C} and set(mdevs(it, "g2", running=False)) == {A, B}
+    converged(it, guest("g1", mdev=[]), guest("g2", state="stopped"), restart=True, power_off=True)
+    assert mdevs(it, "g1") == {}
+    assert set(mdevs(it, "g2", running=False)) == {A, B}
+    # One that does not run keeps its own as well.
+    converged(it, guest("g1", mdev=[{"type": "mtty-2"}] * 2), guest("g2", state="stopped"), restart=True, power_off=True)
+    assert set(mdevs(it, "g1")) == {C, D}
+
+
+def test_a_certain_one_comes_before_one_of_a_type():
+    it = host(on(uuids=[A, B]))
+    converged(it, guest("g1", **want()), guest("g2", mdev=[{"uuid": A}]))
+    assert (set(mdevs(it, "g1")), set(mdevs(it, "g2"))) == ({B}, {A})
+
+
+def test_what_is_unset_stays_and_an_empty_list_takes_away():
+    it = host(on(uuids=[A]))
+    converged(it, guest("g1", **want()))
+    converged(it, guest("g1"))
+    assert set(mdevs(it)) == {A}
+    done = it.call(guest("g1", mdev=[]))
+    assert done["restart_required"] is True and done["restart_reasons"] == {"g1": [f"devices/hostdev[{A}] is there"]}
+    # In each run until it was started anew.
+    again = it.call(guest("g1", mdev=[]))
+    assert (again["actions"], again["restart_reasons"]) == ([], done["restart_reasons"])
+    # It still has it.
+    refused(it, guest("g1", mdev=[]), guest("g2", **want()), says=f"{A}: g1")
+    converged(it, guest("g1", mdev=[]), restart=True, power_off=True)
+    assert mdevs(it) == {}
+
+
+def test_a_foreign_one_by_its_uuid_alone():
+    it = host(on(uuids=[A]))
+    it.sim.mdev.make(D, "mtty", "mtty-1")
+    refused(it, guest("g1", mdev=[{"type": "mtty-1"}]), says="no mediated device of the type 'mtty-1' is declared")
+    converged(it, guest("g1", mdev=[{"uuid": D}]))
+    assert set(mdevs(it)) == {D}
+
+
+def test_one_that_was_made_anew_under_another_uuid():
+    it = host(on(uuids=[A]))
+    converged(it, guest("g1", **want(), state="present"))
+    call(it.sim, mdev=[on(uuids=[B])], allow=("in_use",))
+    converged(it, guest("g1", **want()))
+    assert set(mdevs(it)) == {B}
+
+
+def test_the_model_comes_from_the_api_of_the_type():
+    it = host()
+    it.sim.mdev.add_matrix()
+    match = {"match": {"parent": ["matrix"]}, "type": "vfio_ap-passthrough", "uuids": [A], "attributes": [{"name": "assign_adapter", "value": "0x05"}]}
+    call(it.sim, mdev=[match])
+    converged(it, guest("g1", mdev=[{"type": "vfio_ap-passthrough"}]))
+    assert mdevs(it)[A]["model"] == "vfio-ap" and "display" not in mdevs(it)[A]
+    said = refused(it, guest("g2", mdev=[{"uuid": A, "display": True}], display={"model": "emulated"}), says="is held by g1")
+    assert "display" not in said
+    converged(it, guest("g1", state="absent"))
+    refused(it, guest("g2", mdev=[{"uuid": A, "display": True}], display={"model": "emulated"}), says="the API of its type is vfio-ap")
+
+
+def test_a_display_on_the_graphics_of_the_guest():
+    it = host(*TWO)
+    screen = {"pool": "screens", "display": True, "ramfb": True}
+    refused(it, guest("g1", mdev=[screen]), says="mdev[0]: display needs something to be shown on")
+    refused(it, guest("g1", mdev=[screen], display={"model": "none"}), says="the guest has no graphics")
+    wish = guest("g1", mdev=[screen, {"type": "mtty-2"}], display={"model": "emulated"})
+    converged(it, wish)
+    assert (mdevs(it)[C]["display"], mdevs(it)[C]["ramfb"]) == ("on", "on")
+    # libvirt's own word for what nobody asked for.
+    assert mdevs(it)[A]["display"] == "off" and "ramfb" not in mdevs(it)[A]
+    # The graphics that it has count where nobody speaks of them.
+    converged(it, guest("g1", mdev=[screen, {"type": "mtty-2"}]))
+    off = guest("g1", mdev=[{**screen, "display": False, "ramfb": False}])
+    converged(it, off, restart=True, power_off=True)
+    assert (mdevs(it)[C]["display"], mdevs(it)[C]["ramfb"]) == ("off", "off")
+
+
+def gvt(node=None):
+    it = host()
+    it.sim.add_driver("i915", "8086:3e92")
+    gpu = it.sim.add(Pci(IGPU, "8086:3e92", "030000", driver="i915", **({} if node is None else {"numa_node": node})))
+    it.sim.registered.add("i915")
+    it.sim.mdev.add_gvt(IGPU, gpu.path)
+    call(it.sim, mdev=[{"match": {"address": [IGPU]}, "type": "GVTg_V5_4", "count": 2}])
+    return it
+
+
+def test_near():
+    it = gvt(node=1)
+    share = {"type": "GVTg_V5_4", "numa": "near"}
+    refused(it, guest("g1", mdev=[share]), says="mdev[0]: numa: near, and nothing says where the guest is")
+    refused(it, guest("g1", mdev=[share], numa_node=0), says="near NUMA node 0")
+    converged(it, guest("g1", mdev=[share], numa_node=1))
+    # One of no node is near to all.
+    call(it.sim, mdev=[on(uuids=[A])])
+    converged(it, guest("g1", mdev=[share], numa_node=1), guest("g2", mdev=[{"type": "mtty-2", "numa": "near"}], numa_node=0))
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        ({}, "mdev[0]: a mediated device is asked by type, pool or uuid, one of them"),
+        ({"type": "mtty-2", "uuid": A}, "one of them"),
+        ({"uuid": "12345"}, "mdev[0]: '12345' is no UUID"),
+        ({"uuid": A, "parent": "mtty"}, "parent means nothing beside uuid"),
+        ({"pool": "screens", "parent": "mdpy"}, "parent means nothing beside pool"),
+        ({"uuid": A, "numa": "near"}, "numa means nothing beside uuid"),
+        ({"uuid": A, "ramfb": True}, "ramfb is what display shows"),
+        ({"uuid": D}, f"there is no mediated device {D} on this host. Declare it"),
+        ({"pool": "tapes"}, "there is no pool tapes of mediated devices: the pools of mediated devices on this host are screens."),
+        (
+            {"type": "mtty-9"},
+            "mdev[0]: no mediated device of the type 'mtty-9' is declared on this host. mdpy offers mdpy-hd 'hd' (3 free), mdpy-vga 'vga' (3 free), "
+            "mdpy-xga 'xga' (3 free); mtty offers mtty-1 'Single port serial' (20 free), mtty-2 'Dual port serial' (10 free). Declare it",
+        ),
+        ({"type": "mtty-1"}, "no mediated device of the type 'mtty-1' is declared on this host."),
+    ],
+)
+def test_bad_input_changes_nothing(item, says):
+    refused(host(*TWO), guest("g1", mdev=[item]), says=says)
+
+
+def test_more_than_are_free_names_the_holders_and_the_room():
+    it = host(*TWO)
+    converged(it, guest("g1", **want()))
+    two = guest("g2", mdev=[{"type": "mtty-2"}] * 2)
+    said = refused(it, guest("g1", **want()), two, says="g2: mdev[1]: there is no free mediated device of the type 'mtty-2'")
+    assert f"they are held by {A}: g1; {B}: g2. mtty has room for 10 more of mtty-2. Give one of them back" in said
+    assert it.call(guest("g1", **want()), guest("g2", **want()))["failures"] == {}
+
+
+def test_one_that_another_guest_has():
+    it = host(*TWO)
+    converged(it, guest("g1", mdev=[{"uuid": A}], state="present"))
+    refused(it, guest("g2", mdev=[{"uuid": A}]), says=f"g2: mdev[0]: the mediated device {A} is held by g1.")
+    refused(it, guest("g2", mdev=[{"uuid": B}]), guest("g3", mdev=[{"uuid": B}]), says=f"mdev[0] and mdev[0] of the guest g2 both name {B}")
+    refused(it, guest("g2", mdev=[{"uuid": B}, {"uuid": B}]), says=f"mdev[1] and mdev[0] of the guest g2 both name {B}")
+    # From hand to hand in one call.
+    converged(it, guest("g1", state="absent"), guest("g2", mdev=[{"uuid": A}]))
+
+
+def test_one_that_a_process_holds_open():
+    it = host(*TWO)
+    it.sim.pids[77] = ("holder", [f"/dev/vfio/{it.sim.mdev.devices[A].group}"])
+    it.sim.files[f"/dev/vfio/{it.sim.mdev.devices[A].group}"] = ""
+    it.sim._tree = None
+    said = refused(it, guest("g1", mdev=[{"uuid": A}]), says="process 77 (holder)")
+    assert A in said
+    converged(it, guest("g1", **want()))
+    assert set(mdevs(it)) == {B}
+
+
+def test_one_that_is_declared_and_not_there():
+    it = host(on(uuids=[A], autostart=False))
+    it.sim.mdev.devices.clear()
+    it.sim._tree = None
+    refused(it, guest("g1", mdev=[{"uuid": A}]), says=f"the mediated device {A} is defined on mtty and not there now. Run the role devices first")
+
+
+def test_a_start_that_libvirt_refuses_is_undone():
+    it = host(*TWO)
+    before = it.snapshot()
+    it.virt.faults["create"] = "vfio: device doesn't support any (known) display method"
+    result = it.call(guest("g1", **want()))
+    assert "known) display method" in result["failures"]["g1"] and "It was undone" in result["failures"]["g1"]
+    assert it.snapshot() == before
+
+
+# --- The resource knows of it -----------------------------------------------------------------------------------------
+
+
+def test_the_device_of_a_running_guest_is_not_taken_and_its_holder_is_named():
+    it = host(*TWO)
+    converged(it, guest("g1", **want()))
+    hosts.refused(it.sim, A, "the guest g1 (libvirt; running)", "unkillably", mdev=[absent(), *TWO[1:]], allow=("in_use",))
+    facts = engine.resource_info(it.sim.host(), "mdev", None)["facts"]
+    held = {m["uuid"]: (m["holders"], m["pool"]) for fact in facts for m in fact["mdevs"]}
+    assert held == {A: (["the guest g1 (libvirt; running)"], None), B: ([], None), C: ([], "screens")}
+    assert {m["uuid"]: m["holders"] for m in host_info.facts(it.sim.host())["host"]["mdevs"]}[A] == ["the guest g1 (libvirt; running)"]
+    # Its neighbour goes, and comes.
+    call(it.sim, mdev=[on(uuids=[A])])
+    quiet(it, guest("g1", **want()))
+    converged(it, guest("g1", state="absent"))
+    assert call(it.sim, mdev=[absent()])["failures"] == {}
+
+
+def test_a_pool_is_declared_stays_unsaid_and_is_taken_back():
+    it = host(on(uuids=[A]))
+    hosts.converged(it.sim, mdev=[on(uuids=[A], pool="lines")])
+    hosts.quiet(it.sim, mdev=[on(uuids=[A])])
+    said = engine.resource_info(it.sim.host(), "mdev", None)["devices"]
+    assert said == [{"match": {"parent": ["mtty"]}, "type": "mtty-2", "attributes": [], "autostart": True, "pool": "lines", "uuids": [A]}]
+    hosts.quiet(it.sim, mdev=said)
+    converged(it, guest("g1", mdev=[{"pool": "lines"}]))
+    hosts.converged(it.sim, mdev=[on(uuids=[A], pool="")])
+    refused(it, guest("g2", mdev=[{"pool": "lines"}]), says="there is no pool lines of mediated devices: this host has none.")
+
+
+def test_status_shows_them(monkeypatch, capsys):
+    it = host(*TWO)
+    converged(it, guest("g1", **want()))
+    monkeypatch.setattr(cli, "Host", lambda **_given: it.sim.host())
+    monkeypatch.setattr(cli.os, "geteuid", lambda: 0)
+    assert cli.main(["status"]) == 0
+    assert f"g1     running  {A}  no" in capsys.readouterr().out
+
+
+# --- Made in the same run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [[], [on(uuids=[A]), on(type_="mtty-1", uuids=[D])]])
+def test_check_mode_sees_what_the_devices_call_makes(start):
+    it = host(*start)
+    wishes = [on(uuids=[B], pool="lines"), on("mdpy", "mdpy-hd", count=1)]
+    guests = [guest("g1", mdev=[{"pool": "lines"}, {"type": "mdpy-hd"}])]
+    predicted = call(it.sim, mdev=wishes, check=True)["predicted"]
+    announced = it.call(*guests, check=True, assume={"mdevs": predicted["mdevs"]})
+    # What is to go cannot be had; what is not announced neither.
+    with pytest.raises(EngineError, match="mtty-1"):
+        it.call(guest("g2", mdev=[{"type": "mtty-1"}]), check=True, assume={"mdevs": predicted["mdevs"]})
+    with pytest.raises(EngineError, match="lines"):
+        it.call(*guests, check=True)
+    done = call(it.sim, mdev=wishes)
+    assert done["predicted"] == predicted
+    result = it.call(*guests, assume={"mdevs": done["predicted"]["mdevs"]})
+    assert result["failures"] == {}
+    assert (result["actions"], result["diff"]) == (announced["actions"], announced["diff"])
+    quiet(it, *guests, assume={"mdevs": call(it.sim, mdev=wishes)["predicted"].get("mdevs", {})})
+
+
+def test_a_run_does_not_believe_what_was_announced():
+    it = host()
+    announced = {"mdevs": call(it.sim, mdev=[on(uuids=[A])], check=True)["predicted"]["mdevs"]}
+    with pytest.raises(EngineError, match="no mediated device of the type 'mtty-2' is declared"):
+        it.call(guest("g1", **want()), assume=announced)
+
+
+@pytest.mark.parametrize("said", [{"mdevs": {A: 5}}, {"mdevs": {A: {"parent": "mtty"}}}, {"vgpus": {"0000:26:00.4": {"type": 1153, "name": "", "gpu": ""}}}])
+@pytest.mark.parametrize("check", [True, False])
+def test_what_nobody_predicts(said, check):
+    with pytest.raises(EngineError, match="Hand on what the devices call predicts"):
+        host().call(guest("g1"), check=check, assume=said)
+
+
+# --- vGPUs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_vgpu_that_is_a_mediated_device():
+    it = gvt()
+    first, second = it.sim.mdev.devices
+    converged(it, guest("g1", gpu={"vgpu": "GVTg_V5_4"}), guest("g2", gpu={"vgpu": "i915-GVTg_V5_4", "address": IGPU}))
+    assert set(mdevs(it, "g1")) | set(mdevs(it, "g2")) == {first, second}
+    said = refused(it, guest("g3", gpu={"vgpu": "GVTg_V5_4"}), says="gpu: there is no free vGPU of the type 'GVTg_V5_4'; they are held by")
+    assert ": g1" in said and ": g2" in said
+    said = refused(it, guest("g3", gpu={"vgpu": "GVTg_V5_1"}), says="no vGPU of the type 'GVTg_V5_1' is declared on this host; its vGPUs are")
+    assert f"{IGPU} offers i915-GVTg_V5_1 'GVTg_V5_1' (0 free)" in said
+    # What is no part of a GPU is no vGPU.
+    call(it.sim, mdev=[on(uuids=[A])])
+    refused(it, guest("g3", gpu={"vgpu": "mtty-2"}), says="no vGPU of the type 'mtty-2' is declared")
+    converged(it, guest("g1"))
+    converged(it, guest("g1", gpu={"vgpu": "none"}), restart=True, power_off=True)
+    assert mdevs(it, "g1") == {}
+
+
+def vendor(*wishes):
+    it = ready(test_vgpu.host())
+    if wishes:
+        call(it.sim, vgpu=list(wishes))
+    return it
+
+
+def functions(it, name="g1"):
+    found = it.virt.defined[name].iterfind("devices/hostdev[@type='pci']")
+    return {guests_hosts.compare.address_of(device): device.get("managed") for device in found}
+
+
+def test_a_vgpu_that_is_a_vf():
+    it = vendor(test_vgpu.on(Q12, 2), test_vgpu.on(A12, 1))
+    vfs = it.sim.functions[GPU].vfs
+    converged(it, guest("g1", gpu={"vgpu": "L40S-12Q"}), guest("g2", gpu={"vgpu": A12}), guest("g3", gpu={"vgpu": "1153", "address": vfs[1]}))
+    assert [functions(it, name) for name in ("g1", "g2", "g3")] == [{vfs[0]: "no"}, {vfs[2]: "no"}, {vfs[1]: "no"}]
+    # It stays with the vendor's driver.
+    assert {it.sim.functions[vf].driver for vf in vfs} == {"nvidia"}
+    said = refused(it, guest("g4", gpu={"vgpu": Q12}), says=f"gpu: there is no free vGPU of the type {Q12!r}; they are held by {vfs[0]}: g1; {vfs[1]}: g3.")
+    assert "vgpu_devices" in said
+    says = f"gpu: there is no vGPU of the type 'L40S-12Q' on {vfs[2]}: {vfs[2]} has {A12}. Name its type"
+    refused(it, guest("g4", gpu={"vgpu": "L40S-12Q", "address": vfs[2]}), says=says)
+    refused(it, guest("g4", gpu={"vgpu": "L40S-1Q"}), says=f"its vGPUs are {vfs[0]} ({Q12} of {GPU}), {vfs[1]}")
+    passthrough = {"model": "passthrough", "address": vfs[0]}
+    refused(it, guest("g4", passthrough), says=f"{vfs[0]} is in use by the guest g1")
+    hosts.refused(it.sim, vfs[0], "the guest g1", vgpu=[test_vgpu.on(A12, 1)])
+    converged(it, *(guest(name, state="absent") for name in ("g1", "g2", "g3")))
+
+
+def test_memory_is_pinned_for_a_vf():
+    it = vendor(test_vgpu.on(Q12, 2))
+    two = [guest(name, gpu={"vgpu": Q12}, memory="3G") for name in ("g1", "g2")]
+    refused(it, *two, says="the guests g1, g2 have functions or locked memory, so theirs is pinned: 6144 MiB in all")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "says"),
+    [
+        ({"address": GPU}, "gpu: vgpu is not named"),
+        ({"vgpu": "none", "display": True}, "without a vGPU display means nothing"),
+        ({"vgpu": Q12, "address": "26:00"}, "'26:00' is no PCI address"),
+        ({"vgpu": Q12, "display": True}, "a VF shows nothing to the host"),
+        ({"vgpu": Q12, "ramfb": True}, "ramfb is what display shows"),
+    ],
+)
+def test_bad_vgpus(gpu, says):
+    refused(vendor(test_vgpu.on(Q12, 1)), guest("g1", gpu=gpu), says=says)
+
+
+def test_check_mode_sees_the_vgpus_of_the_same_run():
+    it = vendor(test_vgpu.on(Q12, 1))
+    wishes = [test_vgpu.on(Q24, 1)]
+    predicted = call(it.sim, vgpu=wishes, check=True)["predicted"]
+    announced = it.call(guest("g1", gpu={"vgpu": Q24}), check=True, assume=predicted)
+    with pytest.raises(EngineError, match="no vGPU of the type 'L40S-12Q' is declared"):
+        it.call(guest("g1", gpu={"vgpu": "L40S-12Q"}), check=True, assume=predicted)
+    call(it.sim, vgpu=wishes)
+    assert it.call(guest("g1", gpu={"vgpu": Q24}))["actions"] == announced["actions"]
+
+
+def test_vfs_that_are_made_in_the_same_run_are_waited_for():
+    it = ready(test_vgpu.host(vfs=False))
+    predicted = call(it.sim, vgpu=[test_vgpu.on(Q24, 1)], check=True)["predicted"]
+    result = it.call(guest("g1", gpu={"vgpu": "L40S-24Q"}), check=True, assume=predicted)
+    assert [(a["text"], a["certainty"]) for a in result["actions"]] == [("define it and start it, once VFs get the vGPU type L40S-24Q", "predicted")]
+    assert (result["changed"], result["reboot_required"]) == (True, False)
+    with pytest.raises(EngineError, match="no vGPU of the type 'L40S-24Q' is declared"):
+        it.call(guest("g1", gpu={"vgpu": "L40S-24Q"}), assume=predicted)
+    call(it.sim, vgpu=[test_vgpu.on(Q24, 1)])
+    converged(it, guest("g1", gpu={"vgpu": "L40S-24Q"}))
