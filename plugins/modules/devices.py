@@ -1217,8 +1217,8 @@ predicted:
   description:
     - What will be true beyond the devices themselves, now or after the next boot.
     - C(pools) has the pools that get VFs which are not there yet, and how many. C(mdevs) has the mediated devices of parents that change, by
-      UUID, with C(parent), C(type) and C(pool), or null for one that goes. C(vgpus) has the VFs whose vGPU changes, with C(type), C(name)
-      and C(gpu), or null.
+      UUID, with C(parent), C(type) and C(pool), or null for one that goes, those of vGPUs in NVIDIA's older framework among them. C(vgpus)
+      has the VFs whose vGPU changes, with C(type), C(name) and C(gpu), or null.
       O(iovirt.host.guest#module:assume) takes them.
   returned: always
   type: dict

@@ -133,6 +133,7 @@ changed:
 devices:
   description:
     - The mediated devices, in the form of wishes. Each entry is valid input for O(iovirt.host.mdev#module:devices).
+    - Those of a GPU that M(iovirt.host.vgpu) rules are in RV(iovirt.host.vgpu_info#module:devices) instead, and here in RV(facts) alone.
     - Handed back, an entry changes nothing on its devices. The collection owns them from then on, and they stay when they are given back.
   returned: always
   type: list
@@ -191,7 +192,7 @@ facts:
       elements: dict
     mdevs:
       description:
-        - Its devices, each with C(uuid), C(active), C(type), C(iommu_group), C(defined) (by mdevctl), C(declared) (by the collection),
+        - Its devices, each with C(uuid), C(active), C(type), C(iommu_group), C(defined) (by mdevctl), C(declared) (by the collection; also as a vGPU),
           C(next_boot), which says whether it is there after the next boot, C(pool), C(holders), the guests and processes that have it,
           and C(queues), which of vfio-ap are those that it has (C(ADAPTER.DOMAIN), hexadecimal) and V(null) for all others.
       type: list

@@ -292,7 +292,10 @@ actions:
 predicted:
   description:
     - What guests can count on after this call; O(iovirt.host.guest#module:assume) takes it.
-    - C(vgpus) has the VFs whose vGPU changes, with C(type), C(name) and C(gpu), or null for one that loses it.
+    - C(vgpus) has the VFs whose vGPU changes, with C(type), C(name) and C(gpu), or null for one that loses it. What is not there yet goes by its
+      GPU and its number.
+    - C(mdevs) has the mediated devices that are vGPUs in NVIDIA's older framework, of GPUs that change, by UUID, with C(parent), C(type) and
+      C(pool) (empty), or null for one that goes.
   returned: always
   type: dict
 reboot_required:

@@ -321,7 +321,10 @@ class Plan:
         self.refusals += other.refusals
         self.warnings += other.warnings
         self.reboot_reasons += [reason for reason in other.reboot_reasons if reason not in self.reboot_reasons]
-        self.predicted.update(other.predicted)
+        # Several resources may predict of one kind: mdev and vgpu of mediated devices.
+        for key, value in other.predicted.items():
+            known = self.predicted.get(key)
+            self.predicted[key] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
         self.waived |= other.waived
         self.devices.update(other.devices)
 

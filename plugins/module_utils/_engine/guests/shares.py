@@ -104,7 +104,8 @@ def read(host: Host, state: State, wishes: Sequence[Wish], assume: Mapping[str, 
 
 
 def _mediated(state: State, coming: Mapping[str, Any]) -> Iterator[Share]:
-    """Those that are there, in the order in which they are declared; others after them. None: one that goes."""
+    """Those that are there, of each parent in the order in which they are declared; others after them. None: one that goes. A call foretells
+    parents as a whole, so that the order is that of a run."""
     active, declared = dict(state.more[MDEV]["devices"]), _declared(state)
     for name, said in coming.items():
         active.pop(name, None)
@@ -113,7 +114,8 @@ def _mediated(state: State, coming: Mapping[str, Any]) -> Iterator[Share]:
             active[name] = said
         if said is not None and said.get("declared", True):
             declared[name] = said
-    for name in [*(name for name in declared if name in active), *(name for name in active if name not in declared)]:
+    first = sorted((name for name in declared if name in active), key=lambda name: active[name]["parent"])
+    for name in [*first, *(name for name in active if name not in declared)]:
         parent, type_ = active[name]["parent"], active[name]["type"]
         types = state.more[MDEV]["parents"].get(parent, {}).get(type_, {})
         function = state.functions.get(parent)
@@ -131,8 +133,19 @@ def _mediated(state: State, coming: Mapping[str, Any]) -> Iterator[Share]:
 
 
 def _declared(state: State) -> dict[str, Mapping[str, Any]]:
+    """By mdev, then by vgpu, whose records have no more than names."""
     entries = state.stored.get(MDEV, {}).get("devices", {})
-    return {device["uuid"]: device for _parent, entry in sorted(entries.items()) for device in entry["wish"]["devices"]}
+    found: dict[str, Mapping[str, Any]] = {device["uuid"]: device for _parent, entry in sorted(entries.items()) for device in entry["wish"]["devices"]}
+    return {**found, **{uuid: {} for uuid in _of_gpus(state)}}
+
+
+def _of_gpus(state: State) -> dict[str, str]:
+    """UUID -> GPU, of the mediated devices that the resource vgpu has declared."""
+    if not state.stored.get("vgpu", {}).get("devices"):
+        return {}
+    from ..vgpu import shares as vgpu
+
+    return vgpu.mdevs(state)
 
 
 def _gpu(function: Function | None) -> str:
@@ -310,6 +323,8 @@ def _defined(state: State) -> dict[str, list[str]]:
     found = {parent: list(devices) for parent, devices in state.more[MDEV]["defined"].items()}
     for parent, entry in state.stored.get(MDEV, {}).get("devices", {}).items():
         found.setdefault(parent, []).extend(device["uuid"] for device in entry["wish"]["devices"])
+    for uuid, gpu in _of_gpus(state).items():
+        found.setdefault(gpu, []).append(uuid)
     return found
 
 

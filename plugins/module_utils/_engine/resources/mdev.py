@@ -92,8 +92,9 @@ def _to_come(state: State, actions: Sequence[Action]) -> dict[str, Any]:
         old = common.stored_entry(state, NAME, parent)
         new = next((action.args["entry"] for action in actions if action.unit == parent and action.kind == "declare"), old)
         gone = {action.args["uuid"] for action in actions if action.unit == parent and action.kind == "mdev_stop"}
-        mdevs.update({name: None if name in gone else {**_share(parent, device), "declared": False} for name, device in _known(old).items()})
         mdevs.update({name: _share(parent, device) for name, device in _known(new).items()})
+        left = {name: device for name, device in _known(old).items() if name not in mdevs}
+        mdevs.update({name: None if name in gone else {**_share(parent, device), "declared": False} for name, device in left.items()})
     return {"mdevs": mdevs} if mdevs else {}
 
 
@@ -558,9 +559,14 @@ def _described(wanted: Mapping[str, Any] | None) -> str:
 
 
 def info(state: State) -> list[dict[str, Any]]:
-    """All mediated devices that are there or defined, in the form of wishes: those that are alike in one wish."""
+    """All mediated devices that are there or defined, in the form of wishes: those that are alike in one wish. Those of a GPU that
+    vgpu rules, vgpu_info tells: mdev would refuse them."""
     wishes: dict[str, dict[str, Any]] = {}
+    ruled = state.stored.get("vgpu", {}).get("devices", {})
     for parent, name, facts in _all(state):
+        function = state.functions.get(parent)
+        if parent in ruled or (function and function.physfn in ruled):
+            continue
         wish = {"match": {"parent": [parent]}, **facts}
         wishes.setdefault(json.dumps(wish, sort_keys=True), {**wish, "uuids": []})["uuids"].append(name)
     return list(wishes.values())
@@ -582,6 +588,15 @@ def _all(state: State) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield parent, name, {**facts, **{key: known[key] for key in ("attributes", "autostart", "pool") if key in known}}
 
 
+def _of_vgpu(state: State) -> Mapping[str, str]:
+    """UUID -> GPU, of those that the resource vgpu has declared."""
+    if not state.stored.get("vgpu", {}).get("devices"):
+        return {}
+    from ..vgpu import shares
+
+    return shares.mdevs(state)
+
+
 def told_of(state: State) -> list[str]:
     """All parents of the host."""
     return [name for name in state.more[NAME]["parents"] if name in state.functions]
@@ -592,16 +607,17 @@ def facts(state: State, function: Function) -> dict[str, Any]:
     parent, more = function.address, state.more[NAME]
     entry = common.stored_entry(state, NAME, parent)
     types = [{"type": id_, **said} for id_, said in _types(state, parent).items()]
+    mdevs = [_device_facts(state, parent, name, _known(entry), _of_vgpu(state)) for p, name, _wish in _all(state) if p == parent]
     return {
         "driver": function.driver,
         "mdevctl": more["keeper"],
-        "declared": entry is not None,
+        "declared": entry is not None or any(device["declared"] for device in mdevs),
         "types": types,
-        "mdevs": [_device_facts(state, parent, name, _known(entry)) for p, name, _wish in _all(state) if p == parent],
+        "mdevs": mdevs,
     }
 
 
-def _device_facts(state: State, parent: str, name: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _device_facts(state: State, parent: str, name: str, known: Mapping[str, Mapping[str, Any]], of_vgpu: Mapping[str, str]) -> dict[str, Any]:
     found, defined = state.more[NAME]["devices"].get(name), _definition(state, parent, name)
     return {
         "uuid": name,
@@ -610,8 +626,9 @@ def _device_facts(state: State, parent: str, name: str, known: Mapping[str, Mapp
         "iommu_group": found["group"] if found else None,
         "queues": ap.names(found["matrix"]) if found and found["matrix"] is not None else None,
         "defined": defined is not None,
-        "declared": name in known,
-        "next_boot": bool((known.get(name) or defined or {}).get("autostart")),
+        "declared": name in known or name in of_vgpu,
+        # vgpu has all of its own made again by the replay.
+        "next_boot": name in of_vgpu or bool((known.get(name) or defined or {}).get("autostart")),
         "pool": known.get(name, {}).get("pool"),
         "holders": holders(state, name),
     }

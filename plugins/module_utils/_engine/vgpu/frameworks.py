@@ -14,6 +14,14 @@ converge -> plan   pure: all wishes of one GPU (none of them absent) to a Plan. 
                    run has none, and what a reload of the driver took comes back as drift.
 give_back -> plan  pure: the GPU as it was before the collection (`common.stored_entry`), then `common.forget`.
 
+Two more a framework may have. Without them no guest gets its vGPUs by type, and its mediated devices are nobody's to the resource mdev.
+
+shares -> dict     pure: what guests can take of the vGPUs that wish["vgpus"] names, by what they take it by, in the form of what devices calls predict
+                   (guests/shares.py): {"vgpus": {VF: {"type", "name", "gpu"}}} or {"mdevs": {UUID: {"parent", "type", "pool"}}}. Types are ids there.
+                   The facts are those of `read`. A VF that is not there yet goes by the GPU and its KEY, '0000:3b:00.0 VF 4', so that guests wait.
+mdevs -> dict      pure: KEY -> UUID, of a recorded wish of the framework whose vGPUs are mediated devices; empty for records of others. It
+                   follows from the record alone, so that nobody has to ask a driver whose a device is.
+
 A record (record.py) holds `wish`: {"framework": NAME, or what stands for several, "vgpus": {KEY: TYPE NAME}, ...}, where KEY is the index of a VF,
 or a number where the GPU itself has the vGPUs; and `origin`, whose keys are the framework's own. As a wish of the replay it comes back whole:
 `wish["vgpus"]` is set then, and `type` and `count` are not.
@@ -59,6 +67,26 @@ class Framework(Protocol):
 
     def told(self, state: State, function: Function) -> dict[str, Any]:
         """For vgpu_info: at least `framework` (None: no vGPUs can be had), `types` and `declared`."""
+
+
+class Shares(Protocol):
+    """`shares` of a framework."""
+
+    def __call__(self, state: State, pf: str, wish: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]: ...
+
+
+def shares_of(framework: Framework) -> Shares | None:
+    found: Shares | None = getattr(framework, "shares", None)
+    return found
+
+
+def mdevs_of(machine_id: str, wish: Mapping[str, Any]) -> dict[str, str]:
+    """KEY -> UUID, of a recorded wish whose vGPUs are mediated devices."""
+    found: dict[str, str] = {}
+    for framework in every():
+        mdevs = getattr(framework, "mdevs", None)
+        found.update(mdevs(machine_id, wish) if mdevs else {})
+    return found
 
 
 def every() -> tuple[Framework, ...]:

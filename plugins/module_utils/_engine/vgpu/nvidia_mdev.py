@@ -206,6 +206,26 @@ def _taken(state: State, target: Target, plan: Plan) -> Iterator[Any]:
 # --- What is told of them ------------------------------------------------------------------------------------------
 
 
+def shares(state: State, pf: str, wish: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """A guest takes the mediated device."""
+    facts = state.more[nvidia.RESOURCE][pf]
+    numbers = {type_["name"]: number for number, type_ in facts["types"].items()}
+    found = {}
+    for key, uuid in mdevs(state.machine_id, wish).items():
+        slot = facts["slots"].get(int(key))
+        id_ = slot["ids"].get(numbers.get(wish["vgpus"][key])) if slot else None
+        if slot and id_:
+            found[uuid] = {"parent": slot["address"], "type": id_, "pool": ""}
+    return {"mdevs": found}
+
+
+def mdevs(machine_id: str, wish: Mapping[str, Any]) -> dict[str, str]:
+    """Of a record that does not tell which of NVIDIA's frameworks it is of: in the other one nothing has these UUIDs."""
+    if wish.get("framework") != nvidia.RECORD:
+        return {}
+    return {key: reading.uuid_of(machine_id, wish, int(key)) for key in sorted(wish["vgpus"], key=int)}
+
+
 def have(facts: Mapping[str, Any]) -> dict[str, str]:
     """By the index of the VF, or the number of the vGPU."""
     return nvidia.have(facts)

@@ -90,6 +90,15 @@ def _unborn(change: nvidia.Change, index: int, name: str | None) -> dict[str, An
 # --- What is told of them ------------------------------------------------------------------------------------------
 
 
+def shares(state: State, pf: str, wish: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """A guest takes the VF, which stays with NVIDIA's driver."""
+    facts = state.more[nvidia.RESOURCE][pf]
+    numbers = {type_["name"]: str(number) for number, type_ in facts["types"].items()}
+    where = {str(index): slot["address"] for index, slot in facts["slots"].items()}
+    vgpus = wish["vgpus"].items()
+    return {"vgpus": {where.get(key, f"{pf} VF {key}"): {"type": numbers.get(name, name), "name": name, "gpu": pf} for key, name in vgpus}}
+
+
 def have(facts: Mapping[str, Any]) -> dict[str, str]:
     """By the index of the VF."""
     return nvidia.have(facts)

@@ -9,7 +9,14 @@ from __future__ import annotations
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, host_info
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
-from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import guests_hosts, hosts, test_mdev, test_vgpu
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import (
+    guests_hosts,
+    hosts,
+    test_mdev,
+    test_vgpu,
+    test_vgpu_mdev,
+    test_vgpu_mig,
+)
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.guests_hosts import (
     Host,
     converged,
@@ -433,3 +440,151 @@ def test_vfs_that_are_made_in_the_same_run_are_waited_for():
         it.call(guest("g1", gpu={"vgpu": "L40S-24Q"}), assume=predicted)
     call(it.sim, vgpu=[test_vgpu.on(Q24, 1)])
     converged(it, guest("g1", gpu={"vgpu": "L40S-24Q"}))
+
+
+# --- vGPUs of NVIDIA's older framework, declared by vgpu --------------------------------------------------------------
+
+FOUR = {"t4": "GRID T4-4Q", "a2": "NVIDIA A2-4Q"}
+EIGHT = {"t4": "GRID T4-8Q", "a2": "NVIDIA A2-8Q"}
+
+
+def older(card, *wishes, **more):
+    """A T4, which has the mediated devices itself, or an A2, whose VFs have one each."""
+    it = ready(test_vgpu_mdev.host(card, **more))
+    if wishes:
+        hosts.converged(it.sim, vgpu=list(wishes))
+    return it
+
+
+def wished(card, type_, count=1):
+    return test_vgpu_mdev.on(card, type_, count)
+
+
+@pytest.mark.parametrize("keeper", [True, False])
+@pytest.mark.parametrize("card", ["t4", "a2"])
+def test_a_mediated_device_that_vgpu_declared(card, keeper):
+    it = older(card, wished(card, FOUR[card], 2), keeper=keeper)
+    made = set(it.sim.mdev.devices)
+    gpu = test_vgpu_mdev.CARDS[card]
+    # By its name with or without the maker, of one GPU or any.
+    converged(it, guest("g1", gpu={"vgpu": FOUR[card]}), guest("g2", gpu={"vgpu": FOUR[card].partition(" ")[2], "address": gpu}))
+    assert set(mdevs(it, "g1")) | set(mdevs(it, "g2")) == made
+    assert len(mdevs(it, "g1")) == len(mdevs(it, "g2")) == 1
+    (first,), (second,) = mdevs(it, "g1"), mdevs(it, "g2")
+    two = [guest(name, gpu={"vgpu": FOUR[card]}) for name in ("g1", "g2")]
+    says = f"gpu: there is no free vGPU of the type {FOUR[card]!r}; they are held by"
+    said = refused(it, *two, guest("g3", gpu={"vgpu": FOUR[card]}), says=says)
+    assert f"{first}: g1" in said and f"{second}: g2" in said
+    # vgpu takes none from a guest, and mdev_info names who has it.
+    hosts.refused(it.sim, f"({first}) is of" if card == "t4" else "is of", "the guest g1 (libvirt; running)", vgpu=[test_vgpu_mdev.at(gpu, state="absent")], allow=("in_use",))
+    facts = engine.resource_info(it.sim.host(), "mdev", None)["facts"]
+    assert {m["uuid"]: m["holders"] for fact in facts for m in fact["mdevs"]} == {
+        first: ["the guest g1 (libvirt; running)"],
+        second: ["the guest g2 (libvirt; running)"],
+    }
+    converged(it, *(guest(name, state="absent") for name in ("g1", "g2")))
+    hosts.converged(it.sim, vgpu=[test_vgpu_mdev.at(gpu, state="absent")])
+    assert it.sim.mdev.devices == {}
+
+
+@pytest.mark.parametrize("card", ["t4", "a2"])
+def test_somebody_elses_beside_them_is_not_taken_by_its_type(card):
+    it = older(card, wished(card, FOUR[card], 1))
+    parent = next(parent for parent in reversed(it.sim.mdev.parents) if parent in (test_vgpu_mdev.T4, *it.sim.functions[test_vgpu_mdev.CARDS[card]].vfs))
+    it.sim.mdev.make(D, parent, test_vgpu_mdev.TYPES[card][1])
+    refused(it, *(guest(name, gpu={"vgpu": FOUR[card]}) for name in ("g1", "g2")), says="there is no free vGPU of the type")
+    # Once vgpu has it declared as it is, it is.
+    hosts.converged(it.sim, vgpu=[wished(card, FOUR[card], 2)])
+    converged(it, *(guest(name, gpu={"vgpu": FOUR[card]}) for name in ("g1", "g2")))
+    assert D in {*mdevs(it, "g1"), *mdevs(it, "g2")}
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("card", ["t4", "a2"])
+def test_check_mode_sees_the_mediated_devices_that_vgpu_makes(card, start):
+    it = older(card, *([wished(card, FOUR[card], start)] if start else []))
+    it.sim.vgpu.sizes, it.sim._tree = "Enabled", None
+    vgpu = [wished(card, FOUR[card], 1), wished(card, EIGHT[card], 1)]
+    guests = [guest("g1", gpu={"vgpu": EIGHT[card]}), guest("g2", gpu={"vgpu": FOUR[card]})]
+    predicted = call(it.sim, vgpu=vgpu, check=True)["predicted"]
+    announced = it.call(*guests, check=True, assume=predicted)
+    assert announced["changed"] is True
+    # What goes cannot be had.
+    with pytest.raises(EngineError, match="there is no free vGPU"):
+        it.call(*guests, guest("g3", gpu={"vgpu": FOUR[card]}), check=True, assume=predicted)
+    done = call(it.sim, vgpu=vgpu)
+    assert (done["failures"], done["predicted"]) == ({}, predicted)
+    there = {uuid: (device.parent, device.type) for uuid, device in it.sim.mdev.devices.items()}
+    assert {uuid: (said["parent"], said["type"]) for uuid, said in predicted["mdevs"].items() if said} == there
+    assert "vgpus" not in predicted
+    result = it.call(*guests)
+    assert result["failures"] == {}
+    assert (result["actions"], result["diff"]) == (announced["actions"], announced["diff"])
+    quiet(it, *guests)
+
+
+@pytest.mark.parametrize("card", ["t4", "a2"])
+def test_check_mode_sees_those_that_vgpu_gives_back(card):
+    it = older(card)
+    parent = next(iter(it.sim.functions[test_vgpu_mdev.CARDS[card]].vfs), test_vgpu_mdev.T4)
+    it.sim.mdev.make(D, parent, test_vgpu_mdev.TYPES[card][1])
+    hosts.converged(it.sim, vgpu=[wished(card, FOUR[card], 2)])
+    (own,) = set(it.sim.mdev.devices) - {D}
+    absent_ = [test_vgpu_mdev.at(test_vgpu_mdev.CARDS[card], state="absent")]
+    predicted = call(it.sim, vgpu=absent_, check=True)["predicted"]
+    assert predicted["mdevs"] == {own: None, D: {"parent": parent, "type": test_vgpu_mdev.TYPES[card][1], "pool": "", "declared": False}}
+    # What was there before the collection stays, and can be had by its name alone.
+    with pytest.raises(EngineError, match="is declared on this host"):
+        it.call(guest("g1", gpu={"vgpu": FOUR[card]}), check=True, assume=predicted)
+    announced = it.call(guest("g1", mdev=[{"uuid": D}]), check=True, assume=predicted)
+    hosts.converged(it.sim, vgpu=absent_)
+    assert it.call(guest("g1", mdev=[{"uuid": D}]))["actions"] == announced["actions"]
+
+
+def test_mdev_and_vgpu_foretell_in_one_call():
+    it = older("t4")
+    it.sim.mdev.add_samples()
+    wishes = {"vgpu": [wished("t4", FOUR["t4"])], "mdev": [on(uuids=[A])]}
+    guests = [guest("g1", gpu={"vgpu": FOUR["t4"]}, mdev=[{"type": "mtty-2"}])]
+    predicted = call(it.sim, **wishes, check=True)["predicted"]
+    assert sorted(said["type"] for said in predicted["mdevs"].values()) == ["mtty-2", test_vgpu_mdev.TYPES["t4"][1]]
+    announced = it.call(*guests, check=True, assume=predicted)
+    assert call(it.sim, **wishes)["failures"] == {}
+    result = it.call(*guests)
+    assert (result["failures"], result["actions"]) == ({}, announced["actions"])
+
+
+def test_a_declared_one_that_is_not_there():
+    it = older("t4", wished("t4", FOUR["t4"]))
+    (uuid,) = it.sim.mdev.devices
+    it.sim.mdev.devices.clear()
+    it.sim._tree = None
+    says = f"the mediated device {uuid} is defined on {test_vgpu_mdev.T4} and not there now. Run the role devices first"
+    refused(it, guest("g1", mdev=[{"uuid": uuid}]), says=says)
+    # It is no drift of the record: the step alone says that it comes.
+    predicted = call(it.sim, vgpu=[wished("t4", FOUR["t4"])], check=True)["predicted"]
+    assert list(predicted["mdevs"]) == [uuid]
+    assert it.call(guest("g1", gpu={"vgpu": FOUR["t4"]}), check=True, assume=predicted)["changed"] is True
+
+
+def test_vgpus_that_wait_for_the_mode_of_mig_are_waited_for():
+    it = ready(test_vgpu_mig.host("a100"))
+    wishes = [test_vgpu_mig.mig("a100", {test_vgpu_mig.SMALL["a100"]: 1}), test_vgpu_mig.on("a100", test_vgpu_mig.BACKED["a100"], 1)]
+    predicted = call(it.sim, vgpu=wishes, check=True)["predicted"]
+    result = it.call(guest("g1", gpu={"vgpu": test_vgpu_mig.BACKED["a100"]}), check=True, assume=predicted)
+    assert [a["certainty"] for a in result["actions"]] == ["predicted"]
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_vgpu_on_a_gpu_instance_is_a_vf_as_any_other(mode):
+    """Of a Hopper: its mode of MIG changes at once."""
+    it = ready(test_vgpu_mig.host("h100", mig=mode))
+    backed = test_vgpu_mig.BACKED["h100"]
+    wishes = [test_vgpu_mig.mig("h100", {test_vgpu_mig.SMALL["h100"]: 1}), test_vgpu_mig.on("h100", backed, 1)]
+    predicted = call(it.sim, vgpu=wishes, check=True)["predicted"]
+    announced = it.call(guest("g1", gpu={"vgpu": backed}), check=True, assume=predicted)
+    hosts.converged(it.sim, vgpu=wishes)
+    (vf,) = predicted["vgpus"]
+    assert it.call(guest("g1", gpu={"vgpu": backed}))["actions"] == announced["actions"]
+    assert functions(it) == {vf: "no"}
+    quiet(it, guest("g1", gpu={"vgpu": backed}))

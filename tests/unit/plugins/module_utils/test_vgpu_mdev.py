@@ -393,3 +393,32 @@ def captured(tmp_path):
         text = f"num_heads=4, frl_config=60, framebuffer={size * 1024}M, max_resolution=7680x4320, max_instance={most}\n"
         (folder / "description").write_text(text, encoding="utf-8")
     return tmp_path
+
+
+# --- To the resource mdev ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keeper", [True, False])
+@pytest.mark.parametrize("card", CARDS)
+def test_mdev_tells_of_them_and_neither_exports_nor_takes_them(card, keeper):
+    sim = host(card, keeper=keeper)
+    converged(sim, vgpu=[on(card, TYPES[card][0])])
+    (uuid,) = sim.mdev.devices
+    parent = sim.mdev.devices[uuid].parent
+    other = next((vf for vf in sim.functions[A2].vfs if vf != parent), T4) if card == "a2" else T4
+    sim.mdev.make(FOREIGN, other, TYPES[card][1])
+    told = engine.resource_info(sim.host(), "mdev", None)
+    # An export has each once: mdev would refuse what is on this GPU, and vgpu_info tells of all that is.
+    assert told["devices"] == []
+    assert [wish["count"] for wish in engine.resource_info(sim.host(), "vgpu", None)["devices"]] == [2]
+    of = {m["uuid"]: (m["declared"], m["next_boot"]) for facts in told["facts"] for m in facts["mdevs"]}
+    assert of == {uuid: (True, True), FOREIGN: (False, False)}
+    assert {facts["address"] for facts in told["facts"] if facts["declared"]} == {parent}
+    quiet(sim, vgpu=[on(card, TYPES[card][0])])
+    before = sim.snapshot()
+    refused(sim, parent, "vgpu", mdev=[{"match": {"parent": [parent]}, "type": TYPES[card][1], "uuids": [uuid]}])
+    # A VF that has one has no room for another.
+    refused(sim, parent, "vgpu" if card == "t4" else "no room", mdev=[{"match": {"parent": [parent]}, "type": TYPES[card][1], "count": 1}])
+    # Giving back takes nothing of it.
+    quiet(sim, mdev=[{"match": {"parent": [parent]}, "state": "absent"}])
+    assert sim.snapshot() == before
