@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import importlib
 import os
 import pkgutil
@@ -21,6 +23,15 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.iovirt.host.plugins.module_utils import _engine
+
+#: Is this a module on its way through Ansible, and not a test or a tool that imports it?
+_PACKED = ".zip" in next(iter(_engine.__path__))
+
+if _PACKED:
+    # A call lasts for seconds. To look for garbage in it, and once more in all of it at its end, costs more than it frees
+    # (docs/dev/benchmarks.md).
+    gc.disable()
+    atexit.register(gc.freeze)
 
 #: The engine's copy on the host (boot.CURRENT and boot.PACKAGE, which are not imported yet).
 _COPY = "/var/lib/iovirt/engine/current/iovirt_engine"
@@ -80,7 +91,7 @@ def _is_same(path: str, brought: zipfile.ZipInfo) -> bool:
 
 
 #: The version of the engine that runs, where that is the host's own copy.
-_VERSION = _use_copy(os.path.realpath(_COPY)) if ".zip" in next(iter(_engine.__path__)) else ""
+_VERSION = _use_copy(os.path.realpath(_COPY)) if _PACKED else ""
 
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, spec  # noqa: E402
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError  # noqa: E402
