@@ -18,7 +18,7 @@ import pkgutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -78,8 +78,20 @@ def _use_copy(folder: str) -> str:
     for name in [name.partition("/")[0] for name in files if name.endswith("/__init__.py")]:
         package = importlib.import_module(f"{_engine.__name__}.{name}")
         package.__path__ = [os.path.join(path, name) for path in (folder, *paths)]
-    here = sum(name.endswith(".py") for _top, _folders, names in os.walk(folder) for name in names)
-    return os.path.basename(os.path.dirname(folder)) if here == len(files) else ""
+    return os.path.basename(os.path.dirname(folder)) if _has_no_more(folder, files) else ""
+
+
+def _has_no_more(folder: str, files: Iterable[str]) -> bool:
+    """Has the copy nothing but these files, and bytecode?"""
+    known: dict[str, set[str]] = {"": {"__pycache__"}}
+    for path in files:
+        inner, _slash, name = path.rpartition("/")
+        known.setdefault(inner, {"__pycache__"}).add(name)
+    known[""].update(inner for inner in known if inner)
+    try:
+        return all(names.issuperset(os.listdir(f"{folder}/{inner}")) for inner, names in known.items())
+    except OSError:
+        return False
 
 
 def _is_same(path: str, brought: zipfile.ZipInfo) -> bool:
