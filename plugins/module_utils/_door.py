@@ -9,18 +9,29 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import importlib
 import os
 import pkgutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.iovirt.host.plugins.module_utils import _engine
+
+#: Is this a module on its way through Ansible, and not a test or a tool that imports it?
+_PACKED = ".zip" in next(iter(_engine.__path__))
+
+if _PACKED:
+    # A call lasts for seconds. To look for garbage in it, and once more in all of it at its end, costs more than it frees
+    # (docs/dev/benchmarks.md).
+    gc.disable()
+    atexit.register(gc.freeze)
 
 #: The engine's copy on the host (boot.CURRENT and boot.PACKAGE, which are not imported yet).
 _COPY = "/var/lib/iovirt/engine/current/iovirt_engine"
@@ -67,8 +78,20 @@ def _use_copy(folder: str) -> str:
     for name in [name.partition("/")[0] for name in files if name.endswith("/__init__.py")]:
         package = importlib.import_module(f"{_engine.__name__}.{name}")
         package.__path__ = [os.path.join(path, name) for path in (folder, *paths)]
-    here = sum(name.endswith(".py") for _top, _folders, names in os.walk(folder) for name in names)
-    return os.path.basename(os.path.dirname(folder)) if here == len(files) else ""
+    return os.path.basename(os.path.dirname(folder)) if _has_no_more(folder, files) else ""
+
+
+def _has_no_more(folder: str, files: Iterable[str]) -> bool:
+    """Has the copy nothing but these files, and bytecode?"""
+    known: dict[str, set[str]] = {"": {"__pycache__"}}
+    for path in files:
+        inner, _slash, name = path.rpartition("/")
+        known.setdefault(inner, {"__pycache__"}).add(name)
+    known[""].update(inner for inner in known if inner)
+    try:
+        return all(names.issuperset(os.listdir(f"{folder}/{inner}")) for inner, names in known.items())
+    except OSError:
+        return False
 
 
 def _is_same(path: str, brought: zipfile.ZipInfo) -> bool:
@@ -80,7 +103,7 @@ def _is_same(path: str, brought: zipfile.ZipInfo) -> bool:
 
 
 #: The version of the engine that runs, where that is the host's own copy.
-_VERSION = _use_copy(os.path.realpath(_COPY)) if ".zip" in next(iter(_engine.__path__)) else ""
+_VERSION = _use_copy(os.path.realpath(_COPY)) if _PACKED else ""
 
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, spec  # noqa: E402
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError  # noqa: E402

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from .host import Host
 from .model import DANGERS, HOST, Action, Outcome, Plan, Refusal, State
 from .plain import dataclass
 from .read import Needs
-from .resources import common, mdev, sriov, vfio, vgpu
+from .resources import common, sriov, vfio
 from .resources.common import Options
 
 # Imports within functions: a devices call that finds nothing to do, as most do, is spared what it does not use
@@ -28,18 +29,26 @@ if TYPE_CHECKING:
     from .resources.guest import GuestOptions
 
 
-class _Vmdq:
-    """The resource vmdq, imported when it is asked for (docs/dev/benchmarks.md)."""
+class _Late:
+    """A resource that is imported when it is asked for: most hosts have none of its devices (docs/dev/benchmarks.md)."""
 
-    NAME = "vmdq"
+    def __init__(self, name: str) -> None:
+        self.NAME = name
 
     def __getattr__(self, name: str) -> Any:
-        from .resources import vmdq as module
-
-        return getattr(module, name)
+        return getattr(importlib.import_module(f"{__package__}.resources.{self.NAME}"), name)
 
 
-vmdq: Any = _Vmdq()
+def _packed() -> tuple[Any, ...]:
+    """Not called: Ansible puts into a module's payload what it sees imported."""
+    from .resources import mdev, vgpu, vmdq
+
+    return mdev, vgpu, vmdq
+
+
+vmdq: Any = _Late("vmdq")
+vgpu: Any = _Late("vgpu")
+mdev: Any = _Late("mdev")
 
 #: Device resources in the order in which they are planned and applied: VFs are born before anything takes one.
 RESOURCES = {sriov.NAME: sriov, vfio.NAME: vfio, vmdq.NAME: vmdq, vgpu.NAME: vgpu, mdev.NAME: mdev}

@@ -281,7 +281,7 @@ def _read_function(
         serial=_nvme_serial(files, path) if "nvme" in here else "",
         # Not of one whose lock is held: while a reset holds it, the kernel lets readers of the configuration wait
         # (pci_dev_lock, drivers/pci/pci.c).
-        dsn=_device_serial(files, path) if "physfn" not in here and address in overrides else "",
+        dsn=_device_serial(files, path, kind.class_code) if "physfn" not in here and address in overrides else "",
         netdevs=tuple(netdevs.get(address, ())),
         disks_in_use=tuple(disks.get(address, ())),
         boot_vga="boot_vga" in here and files.attr(f"{path}/boot_vga") == "1",
@@ -348,10 +348,10 @@ def _nvme_serial(files: Files, path: str) -> str:
     return ""
 
 
-def _device_serial(files: Files, path: str) -> str:
+def _device_serial(files: Files, path: str, class_code: str) -> str:
     """Device Serial Number (PCI Express Base Specification, 7.9.3) from the extended configuration space, which only
     root may read, as lspci prints it. All zeros or ones are none."""
-    if (files.attr(f"{path}/class") or "").startswith("0x06") or files.attr(f"{path}/power_state") == "D3cold":
+    if class_code.startswith("06") or files.attr(f"{path}/power_state") == "D3cold":
         # Nobody declares a bridge; and reading would wake a card that sleeps (pci_config_pm_runtime_get, drivers/pci/pci.c).
         return ""
     offset, seen = 0x100, set()

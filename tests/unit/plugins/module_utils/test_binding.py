@@ -122,6 +122,19 @@ def test_built_in_drivers_are_found_by_modalias():
     assert sim.functions[EDU].driver == "serial"
 
 
+def test_the_table_of_aliases_is_searched_once_a_call(monkeypatch):
+    """VFs are born, half of them for vfio-pci and half for their own driver: what they would have by themselves is known from the first reading
+    or seen, not searched for again."""
+    sim, searched = lab(igbvf_loaded=True, vfio_loaded=True), []
+    find = aliases.native_drivers
+    monkeypatch.setattr(aliases, "native_drivers", lambda files, asked, of: searched.append(set(asked)) or find(files, asked, of))
+    vfs = [{"range": "0-1", "driver": "vfio-pci"}, {"range": "2-3", "driver": "default"}]
+    done = call(sim, sriov=[at(PF1, vf_count=4, vfs=vfs)])
+    assert not done["failures"]
+    assert drivers_of(sim, PF1) == ["vfio-pci", "vfio-pci", "igbvf", "igbvf"]
+    assert [asked for asked in searched if asked][1:] == []
+
+
 # --- Modules that cannot be had --------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,12 @@ import time
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import host as host_module
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError, Stuck, explain
-from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem, Host, run_command
+from ansible_collections.iovirt.host.plugins.module_utils._engine.host import (
+    FileSystem,
+    Host,
+    begin_command,
+    run_command,
+)
 from ansible_collections.iovirt.host.plugins.module_utils._engine.kvm import api
 
 
@@ -320,6 +325,31 @@ def test_commands_die_of_a_closed_pipe_as_they_are_used_to():
     assert not ignored >> (signal.SIGPIPE - 1) & 1
 
 
+def test_a_command_works_while_its_answer_is_not_asked_for(tmp_path):
+    begin = time.monotonic()
+    answer = begin_command(["sh", "-c", f"sleep 0.3; touch {tmp_path}/done; echo said"])
+    assert not (tmp_path / "done").exists()
+    assert time.monotonic() - begin < 0.3
+    assert answer() == (0, "said\n", "")
+    assert (tmp_path / "done").exists()
+
+
+def test_a_command_that_cannot_be_started_is_an_answer(tmp_path):
+    (tmp_path / "text").write_text("no program")
+    (tmp_path / "text").chmod(0o755)
+    code, _out, err = run_command([f"{tmp_path}/text"])
+    assert (code, "Exec format error" in err) == (127, True)
+
+
+def test_a_host_that_can_only_run_commands_runs_them_at_once():
+    ran = []
+    answer = Host(files=FileSystem("/"), run=lambda argv, data="": ran.append(argv) or (0, "said", "")).begin(["ip"])
+    assert ran == [["ip"]]
+    assert answer() == (0, "said", "")
+    host = Host(files=FileSystem("/"), run=run_command, start=begin_command)
+    assert host.begin(["printf", "x"])() == (0, "x", "")
+
+
 # --- Waiting ---------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +364,23 @@ def test_waiting_looks_once_more_at_the_end():
     assert 5 <= now[0] < 6
     assert not host.wait(lambda: False, 2)
     assert host.wait(lambda: True, 0)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_child_is_waited_for_whether_or_not_the_kernel_tells_its_end(files, tmp_path, monkeypatch, known):
+    """pidfd_open(2) came with Linux 5.3."""
+    if not known:
+        monkeypatch.setattr(os, "pidfd_open", lambda _pid: (_ for _ in ()).throw(OSError(errno.ENOSYS, "none")), raising=False)
+    (tmp_path / "count").write_text("0")
+    files.write("/count", "7", limit=5.0)
+    assert (tmp_path / "count").read_text() == "7"
+    os.mkfifo(tmp_path / "held")
+    begin = time.monotonic()
+    with pytest.raises(Stuck, match=r"within 0\.2 s"):
+        files.write("/held", "7", limit=0.2)
+    assert 0.2 <= time.monotonic() - begin < 2
+    # Let the child go.
+    (tmp_path / "held").open("rb").close()
 
 
 def test_errors_are_named():
