@@ -231,7 +231,11 @@ def changes_while_it_runs(lab: Any, wish: dict[str, Any]) -> None:
     overwritten."""
     network = [item for item in wish["network"] if item["model"] != "emulated"]
     changed = {**wish, "vcpus": 2, "network": network, "memory": "320M"}
-    assert succeeded(lab, changed)["restart_reasons"] == {"every": ["memory is 262144 and not 327680"]}
+    # Nobody in there obeys its power button, so that its power is cut at once.
+    gone = {"name": "software", "state": "absent"}
+    done = succeeded(lab, changed, gone, shutdown_timeout=0, power_off=True)
+    assert done["restart_reasons"] == {"every": ["memory is 262144 and not 327680"]}
+    assert "software" not in lab.shell("virsh list --all --name")
     assert lab.shell("virsh vcpucount every --live --current") == "2"
     assert MACS["emulated"] not in lab.shell("virsh domiflist every")
 
