@@ -209,7 +209,7 @@ def what_this_host_cannot_give(lab: Any, every_one: list[dict[str, Any]], vf_of_
     wrong: dict[str, tuple[dict[str, Any], str]] = {
         "no-bridge": ({"network": [{"model": "virtio", "bridge": "br-none"}]}, "there is no bridge br-none on this host"),
         "too-big": ({"memory": "64G"}, "memory 64G is more than this host has"),
-        "no-pages": ({"memory": "1G", "hugepages": "2M"}, "this host has 136 of 2M, 0 of them free, and the guest needs 512"),
+        "no-pages": ({"memory": "1G", "hugepages": "2M"}, "this host has 136 of 2M, 8 of them free, and the guest needs 512"),
         "no-cpu": ({"cpu": {"pinning": [{"vcpus": "0", "cpus": "0,7"}]}}, "this host has no CPU 7 (online: 0-1)"),
         "way-in": ({"network": [{"model": "passthrough", "address": management}]}, "carries the path to the controller"),
         "one-mac": ({"network": [{"model": "virtio", "bridge": "br-guests", "mac": MACS["virtio"]}]}, "the guest every would both have the MAC"),
@@ -231,7 +231,11 @@ def changes_while_it_runs(lab: Any, wish: dict[str, Any]) -> None:
     overwritten."""
     network = [item for item in wish["network"] if item["model"] != "emulated"]
     changed = {**wish, "vcpus": 2, "network": network, "memory": "320M"}
-    assert succeeded(lab, changed)["restart_reasons"] == {"every": ["memory is 262144 and not 327680"]}
+    # Nobody in there obeys its power button, so that its power is cut at once.
+    gone = {"name": "software", "state": "absent"}
+    done = succeeded(lab, changed, gone, shutdown_timeout=0, power_off=True)
+    assert done["restart_reasons"] == {"every": ["memory is 262144 and not 327680"]}
+    assert "software" not in lab.shell("virsh list --all --name")
     assert lab.shell("virsh vcpucount every --live --current") == "2"
     assert MACS["emulated"] not in lab.shell("virsh domiflist every")
 
