@@ -163,6 +163,8 @@ def converge(state: State, targets: Sequence[Target], options: Options, stepping
         return result
     # Left unset, they stay as they were declared.
     wanted = known if wanted is None else wanted
+    if isinstance(wanted, dict) and common.refuse_all(result, _forgotten(first, wanted, facts)):
+        return result
     mine = {index: name for index, name in known.items() if not facts["slots"].get(index, {}).get("foreign")}
     chosen = _by_name(facts, wanted) if isinstance(wanted, dict) else _choose(first.function, wanted, mine, facts)
     if chosen is None:
@@ -204,8 +206,17 @@ def types_before(entry: Mapping[str, Any] | None) -> dict[int, int]:
     return {int(index): number for index, number in entry["origin"]["types"].items()} if entry else {}
 
 
+def _forgotten(target: Target, wanted: Mapping[int, str], facts: Mapping[str, Any]) -> list[Refusal]:
+    """Types that are declared and that the driver does not name: another driver, or one whose manager does not answer."""
+    unknown = sorted(set(wanted.values()) - {type_["name"] for type_ in facts["types"].values()})
+    if not unknown:
+        return []
+    reason = f"its driver does not know the declared type {' or '.join(unknown)} now."
+    return [refusal(target, reason, "Does nvidia-vgpu-mgr run, and nvidia-smi vgpu -s tell? With another driver wish types that it knows.")]
+
+
 def _by_name(facts: Mapping[str, Any], wanted: Mapping[int, str]) -> dict[int, int]:
-    """A name that the driver no longer knows stays out: then the slot is left alone (and the next run of the module says so)."""
+    """Where each was declared. A name that the driver no longer knows stays out."""
     numbers = {type_["name"]: number for number, type_ in facts["types"].items()}
     return {index: numbers[name] for index, name in wanted.items() if name in numbers}
 

@@ -120,6 +120,8 @@ class Vgpu:
         self.lies = self.drops = 0
         #: Seconds after which a new VF has its files.
         self.delay = 3.0
+        #: Calls of nvidia-smi vgpu that name no type, as long as the manager does not run.
+        self.silent = 0
         #: What nvidia-smi answers to a change, in place of doing it.
         self.refuses = ""
         self._ready: set[str] = set()
@@ -307,6 +309,9 @@ class Vgpu:
             return self._mig(card, argv)
         if "-mig" in argv:
             return self._mode(pf, card, argv[-1] == "1")
+        if argv[1] == "vgpu" and self.silent:
+            self.silent -= 1
+            return 0, head, ""
         if argv[1] == "vgpu":
             return 0, head + "".join(_type(card, number) for number in sorted(card.types)), ""
         return 0, f"\n==============NVSMI LOG==============\n\nAttached GPUs                             : 1\n{head}{self._all_of(card)}", ""
