@@ -25,6 +25,8 @@ RESOURCE = "vgpu"
 DRIVER = "nvidia"
 #: What a record says in the place of a framework: a GPU without VFs does not tell which of the two it will have.
 RECORD = "nvidia"
+#: What 'Display Attached' says, or of older drivers 'Display Active'.
+_DISPLAY = ("Yes", "Enabled")
 _HOST_DRIVER = "Load NVIDIA's vGPU host driver (not the one for passthrough or desktops)."
 
 
@@ -78,7 +80,7 @@ def _check_card(targets: Sequence[Target], facts: Mapping[str, Any], known: Mapp
     target = targets[0]
     if facts["error"]:
         return [refusal(target, f"nvidia-smi does not tell of it: {facts['error']}.", _HOST_DRIVER)]
-    if target.function.boot_vga or facts["display"] == "Yes":
+    if target.function.boot_vga or facts["display"] in _DISPLAY:
         return [refusal(target, "a display is attached to it.", "Use another GPU, or let the display go.")]
     # By equality: 'Non SR-IOV' is another mode, which a GPU has whose driver makes mediated devices of it.
     if (known or any(_names_types(t.wish) for t in targets)) and not facts["mediated"] and facts["mode"] != "SR-IOV":

@@ -115,7 +115,9 @@ class Vgpu:
         self.cards: dict[str, Card] = {}
         self.types: dict[str, int] = {}
         # Knobs.
-        self.mode, self.virtualization, self.display, self.sizes = "", "Host VGPU", "No", "Disabled"
+        self.mode, self.virtualization, self.sizes = "", "Host VGPU", "Disabled"
+        #: Drivers of old say 'Display Active', Enabled or Disabled.
+        self.display_field, self.display = "Display Attached", "No"
         #: Calls of sriov-manage that say 0 and do nothing; that leave the GPU without a driver.
         self.lies = self.drops = 0
         #: Seconds after which a new VF has its files.
@@ -322,7 +324,7 @@ class Vgpu:
         text = (
             f"    Product Name                          : {card.product}\n"
             f"    Product Architecture                  : {card.architecture}\n"
-            f"    Display Attached                      : {self.display}\n"
+            f"    {self.display_field:<38}: {self.display}\n"
             "    MIG Mode\n"
             f"        Current                           : {modes[0]}\n"
             f"        Pending                           : {modes[1]}\n"

@@ -200,7 +200,9 @@ def test_bad_wishes():
     refused(sim, "its driver is igb, and those that divide a GPU are nvidia", vgpu=[at("0000:81:00.0", type=Q12, count=1)])
     sim.vgpu.display = "Yes"
     refused(sim, "a display is attached", vgpu=[on()])
-    sim.vgpu.display = "No"
+    sim.vgpu.display_field, sim.vgpu.display = "Display Active", "Enabled"
+    refused(sim, "a display is attached", vgpu=[on()])
+    sim.vgpu.display = "Disabled"
     refused(sim, "it names neither a type nor mig", vgpu=[{"match": {"address": [GPU]}}])
     refused(sim, "it knows no MIG", vgpu=[on(mig={"enabled": True})])
 
