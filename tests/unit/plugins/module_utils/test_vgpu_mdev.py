@@ -265,7 +265,8 @@ def test_two_frameworks_on_one_card():
     wish = {"match": {"parent": [vf]}, "type": "nvidia-746", "count": 1}
     refused(sim, "mdev names it, and vgpu rules the vGPUs of its GPU", mdev=[wish])
     sim = host()
-    refused(sim, "mdev names it, and vgpu rules the vGPUs of its GPU", mdev=[{**wish, "match": {"parent": [sim.functions[A2].vfs[3]]}}], vgpu=[on("a2", "A2-4Q")])
+    both = {"mdev": [{**wish, "match": {"parent": [sim.functions[A2].vfs[3]]}}], "vgpu": [on("a2", "A2-4Q")]}
+    refused(sim, "mdev names it, and vgpu rules the vGPUs of its GPU", **both)
     sim = host("t4")
     converged(sim, mdev=[{"match": {"parent": [T4]}, "type": "nvidia-232", "count": 1}])
     refused(sim, "the resource mdev holds it", vgpu=[on("t4", "T4-4Q")])
