@@ -68,10 +68,12 @@ def after_a_reboot(sim):
     assert replay.run(sim.host(environment={}, sources=None), None)["failures"] == {}
 
 
-@pytest.mark.parametrize("keeper", [True, False])
+@pytest.mark.parametrize("keeper", [True, False, "with its rule"])
 @pytest.mark.parametrize(("card", "vfs"), [("t4", True), ("a2", True), ("a2", False)])
 def test_over_a_reboot_and_back(card, vfs, keeper):
+    """Where udev's rule of mdevctl works, that is faster than the replay."""
     sim = host(card, vfs, keeper)
+    sim.mdev.rule_works = keeper == "with its rule"
     before = sim.snapshot()
     name, id_, *_others = TYPES[card]
     wish = on(card, name, 2)
@@ -147,6 +149,16 @@ def test_what_others_made_counts_and_stays():
     assert len(sim.mdev.devices) == 2
     converged(sim, vgpu=[], exclusive=("vgpu",))
     assert list(sim.mdev.devices) == [FOREIGN]
+
+
+def test_what_others_made_and_is_declared_is_not_changed_either():
+    sim = host("t4", keeper=False)
+    sim.vgpu.sizes = "Enabled"
+    sim.mdev.make(FOREIGN, T4, "nvidia-232")
+    converged(sim, vgpu=[on("t4", "T4-4Q", 1)])
+    converged(sim, vgpu=[on("t4", "T4-8Q", 1)])
+    assert devices(sim) == ["nvidia-232", "nvidia-233"]
+    assert sim.mdev.devices[FOREIGN].type == "nvidia-232"
 
 
 def test_another_type_of_somebody_else_is_nobodys_to_take():
@@ -253,7 +265,8 @@ def test_two_frameworks_on_one_card():
     wish = {"match": {"parent": [vf]}, "type": "nvidia-746", "count": 1}
     refused(sim, "mdev names it, and vgpu rules the vGPUs of its GPU", mdev=[wish])
     sim = host()
-    refused(sim, "mdev names it, and vgpu rules the vGPUs of its GPU", mdev=[{**wish, "match": {"parent": [sim.functions[A2].vfs[3]]}}], vgpu=[on("a2", "A2-4Q")])
+    both = {"mdev": [{**wish, "match": {"parent": [sim.functions[A2].vfs[3]]}}], "vgpu": [on("a2", "A2-4Q")]}
+    refused(sim, "mdev names it, and vgpu rules the vGPUs of its GPU", **both)
     sim = host("t4")
     converged(sim, mdev=[{"match": {"parent": [T4]}, "type": "nvidia-232", "count": 1}])
     refused(sim, "the resource mdev holds it", vgpu=[on("t4", "T4-4Q")])
@@ -329,6 +342,11 @@ def test_a_host_without_a_machine_id():
     sim = host("t4")
     sim._forget("/etc/machine-id")
     refused(sim, "no /etc/machine-id", vgpu=[on("t4", "T4-4Q")])
+    # Where it shows with the VFs only, all is undone.
+    sim = host(vfs=False)
+    sim._forget("/etc/machine-id")
+    assert "no /etc/machine-id" in call(sim, vgpu=[on("a2", "A2-4Q")])["failures"][A2]
+    assert sim.functions[A2].vfs == []
 
 
 # --- What is told --------------------------------------------------------------------------------------------------
