@@ -608,6 +608,14 @@ options:
             kernel.
           - Unset, it stays as it is. V(iovirt.early=off) on the kernel command line lets one boot go without it.
         type: bool
+      siblings:
+        description:
+          - Whether the other functions of its slot (same domain, bus and device) go with it, as the audio and USB functions
+            of a GPU. VFs and bridges do not; a function that another wish names is as that says. O(vfio[].expect) counts
+            what the match finds.
+          - Each of them is recorded as a device of its own. Take them back in the same way, with O(vfio[].siblings) and
+            O(vfio[].state=absent).
+        type: bool
   vmdq:
     description:
       - The ports, and what each of them gives to stations (macvlans and macvtaps in hardware).
@@ -937,16 +945,15 @@ options:
         type: bool
   vgpu:
     description:
-      - The GPUs, and the vGPU types that their VFs shall have.
+      - The GPUs, and the vGPUs that they shall have.
       - Unset, vGPUs stay as they are. An empty list wishes nothing, and with O(exclusive) gives everything back.
     type: list
     elements: dict
     suboptions:
       match:
         description:
-          - Which devices of the host are meant. All keys that are named must fit; of a list in a key one must fit.
-          - 'At least one key has to be named: an empty match would mean every device of the host.'
-          - A match that finds no device is an error, unless O(vgpu[].expect) says V(0) or O(vgpu[].state) is V(absent).
+          - Which GPUs are meant. All keys that are named must fit; of a list in a key one must fit.
+          - A GPU is named, not its VFs. Several wishes may speak of one GPU.
         type: dict
         required: true
         suboptions:
@@ -993,7 +1000,7 @@ options:
             elements: str
           serial:
             description:
-              - Serial numbers, as sysfs shows them for NVMe controllers.
+              - Serial numbers, as the GPU's driver tells them (C(nvidia-smi -q)). It takes a process to find out.
             type: list
             elements: str
           class:
@@ -1018,15 +1025,20 @@ options:
               - Find virtual functions as well. Without it a selector sees physical and whole functions only.
               - It widens a match and selects nothing by itself.
             type: bool
+          uuid:
+            description:
+              - UUIDs of GPUs, as in V(GPU-eaf23aa1-4d3d-596c-da66-b86b0e5db584), in any case (C(nvidia-smi -L)).
+            type: list
+            elements: str
       expect:
         description:
           - How many devices the match has to find. Any other number is an error, and nothing is changed.
         type: int
       state:
         description:
-          - V(present) gives vGPU types to VFs of the GPU.
-          - V(absent) takes the types that the collection gave, and the VFs where it had them made. What others had set
-            stays.
+          - V(present) gives the GPU its vGPUs.
+          - V(absent) takes those that the collection gave, and the VFs where it had them made, and puts MIG back as it
+            was. What others had set stays.
         type: str
         choices:
           - present
@@ -1036,14 +1048,47 @@ options:
         description:
           - The vGPU type by its name, with or without the maker in front, or by its id, as in V(NVIDIA L40S-12Q), V(L40S-12Q)
             or V("1153").
-          - It is one that the driver names for this GPU. Types for GPU instances of MIG are refused.
+          - It is one that the driver names for this GPU. MIG-backed types, as V(A100-1-5C), are had in MIG mode, all others
+            without it.
+          - Without O(vgpu[].type) a GPU keeps the vGPUs that are declared.
         type: str
       count:
         description:
-          - How many VFs of the GPU have this type. VFs are chosen so that as few as possible change; those count that have
-            it already.
-          - Several wishes may speak of one GPU, each with a type of its own.
+          - How many vGPUs of the GPU have this type. They are chosen so that as few as possible change; those count that
+            have it already.
+          - Several wishes may speak of one GPU, each with a type of its own. Without NVIDIA's mixed-size mode those have
+            one size.
         type: int
+      mig:
+        description:
+          - How MIG (Multi-Instance GPU) of the GPU shall be. Unset, it stays as it is, or as it was declared.
+        type: dict
+        suboptions:
+          enabled:
+            description:
+              - Its MIG mode. On Ampere it changes with a reset of the GPU, which is never done here; the reboot is announced,
+                and what needs the mode waits for it. From Hopper on it changes at once.
+              - A GPU that a process or a vGPU in use has keeps its mode.
+            type: bool
+            required: true
+          instances:
+            description:
+              - All GPU instances that there shall be. Those that are there and are wished stay; of the others those go
+                that nobody uses, and where somebody does, the wish is refused. Each comes with a compute instance.
+              - Unset, they stay as they are. In which places they lie, the driver decides.
+            type: list
+            elements: dict
+            suboptions:
+              profile:
+                description:
+                  - Its profile by name, as in V(1g.5gb) (C(nvidia-smi mig -lgip)).
+                type: str
+                required: true
+              count:
+                description:
+                  - How many there shall be.
+                type: int
+                required: true
   only:
     description:
       - The resources to look at. The lists of the others are passed over. Unset means all.

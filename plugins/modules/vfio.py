@@ -151,6 +151,14 @@ options:
             kernel.
           - Unset, it stays as it is. V(iovirt.early=off) on the kernel command line lets one boot go without it.
         type: bool
+      siblings:
+        description:
+          - Whether the other functions of its slot (same domain, bus and device) go with it, as the audio and USB functions
+            of a GPU. VFs and bridges do not; a function that another wish names is as that says. O(devices[].expect) counts
+            what the match finds.
+          - Each of them is recorded as a device of its own. Take them back in the same way, with O(devices[].siblings)
+            and O(devices[].state=absent).
+        type: bool
   exclusive:
     description:
       - >-

@@ -176,6 +176,12 @@ facts:
       description:
         - The number of its IOMMU group.
       type: str
+    reset_methods:
+      description:
+        - How the kernel can reset it, in the order in which it tries (C(reset_method)); empty where it knows no way.
+        - Told of GPUs and of what shares a slot with one; V(null) for others, and before Linux 5.15.
+      type: list
+      elements: str
     declared:
       description:
         - Whether the collection owns it.

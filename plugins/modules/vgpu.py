@@ -8,14 +8,15 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: vgpu
-short_description: Give VFs of NVIDIA GPUs their vGPU types, and take them back
+short_description: Divide NVIDIA GPUs into vGPUs and MIG instances, and take them back
 version_added: 0.1.0
 description:
-  - Gives VFs of a GPU their vGPU types, in NVIDIA's vendor-specific VFIO framework (C(nvidia/current_vgpu_type) of each VF; Linux 6.8 and newer).
-  - The framework is found by asking the driver (C(nvidia-smi), sysfs), not by the model. A card whose driver makes mediated devices is declared
-    by M(iovirt.host.mdev).
-  - One VF at a time. VFs that have what is wished are not written to.
-  - A vGPU that a process or a running guest has is never cleared. No O(allow) changes that.
+  - Gives GPUs their vGPUs by intent, in both of NVIDIA's frameworks - the vendor-specific VFIO one (C(nvidia/current_vgpu_type) of each VF; Linux 6.8
+    and newer) and the older one, in which vGPUs are mediated devices of the GPU (up to Turing) or of its VFs (Ampere).
+  - The framework is found by asking the driver (C(nvidia-smi), sysfs), not by the model. Other mediated devices are declared by M(iovirt.host.mdev).
+  - Sets the MIG mode of a GPU and its GPU instances, for MIG-backed vGPUs or for the host itself.
+  - One vGPU at a time. Those that are as wished are not touched.
+  - A vGPU that a process or a running guest has is never cleared, and no GPU instance that somebody computes on is destroyed. No O(allow) changes that.
   - Where the GPU has no VFs, NVIDIA's C(sriov-manage) makes them. It is believed only once they and their files are there.
   - >-
     Either all that is wished for a GPU is done or nothing: when a step fails, the steps before it on that GPU are undone.
@@ -24,7 +25,7 @@ author:
   - The iovirt.host authors (@iovirt)
 requirements:
   - Linux with sysfs and Python 3.9 or newer; nothing beyond the standard library.
-  - NVIDIA's vGPU host driver with C(nvidia-smi) and C(/usr/lib/nvidia/sriov-manage).
+  - NVIDIA's vGPU host driver with C(nvidia-smi) and, for GPUs with VFs, C(/usr/lib/nvidia/sriov-manage). For MIG alone any driver of NVIDIA's.
 extends_documentation_fragment:
   - iovirt.host._attributes
   - iovirt.host._attributes.actiongroup_host
@@ -39,16 +40,15 @@ attributes:
 options:
   devices:
     description:
-      - The GPUs, and the types that their VFs shall have.
+      - The GPUs, and the vGPUs that they shall have.
     type: list
     elements: dict
     required: true
     suboptions:
       match:
         description:
-          - Which devices of the host are meant. All keys that are named must fit; of a list in a key one must fit.
-          - 'At least one key has to be named: an empty match would mean every device of the host.'
-          - A match that finds no device is an error, unless O(devices[].expect) says V(0) or O(devices[].state) is V(absent).
+          - Which GPUs are meant. All keys that are named must fit; of a list in a key one must fit.
+          - A GPU is named, not its VFs. Several wishes may speak of one GPU.
         type: dict
         required: true
         suboptions:
@@ -95,7 +95,7 @@ options:
             elements: str
           serial:
             description:
-              - Serial numbers, as sysfs shows them for NVMe controllers.
+              - Serial numbers, as the GPU's driver tells them (C(nvidia-smi -q)). It takes a process to find out.
             type: list
             elements: str
           class:
@@ -120,15 +120,20 @@ options:
               - Find virtual functions as well. Without it a selector sees physical and whole functions only.
               - It widens a match and selects nothing by itself.
             type: bool
+          uuid:
+            description:
+              - UUIDs of GPUs, as in V(GPU-eaf23aa1-4d3d-596c-da66-b86b0e5db584), in any case (C(nvidia-smi -L)).
+            type: list
+            elements: str
       expect:
         description:
           - How many devices the match has to find. Any other number is an error, and nothing is changed.
         type: int
       state:
         description:
-          - V(present) gives vGPU types to VFs of the GPU.
-          - V(absent) takes the types that the collection gave, and the VFs where it had them made. What others had set
-            stays.
+          - V(present) gives the GPU its vGPUs.
+          - V(absent) takes those that the collection gave, and the VFs where it had them made, and puts MIG back as it
+            was. What others had set stays.
         type: str
         choices:
           - present
@@ -138,14 +143,47 @@ options:
         description:
           - The vGPU type by its name, with or without the maker in front, or by its id, as in V(NVIDIA L40S-12Q), V(L40S-12Q)
             or V("1153").
-          - It is one that the driver names for this GPU. Types for GPU instances of MIG are refused.
+          - It is one that the driver names for this GPU. MIG-backed types, as V(A100-1-5C), are had in MIG mode, all others
+            without it.
+          - Without O(devices[].type) a GPU keeps the vGPUs that are declared.
         type: str
       count:
         description:
-          - How many VFs of the GPU have this type. VFs are chosen so that as few as possible change; those count that have
-            it already.
-          - Several wishes may speak of one GPU, each with a type of its own.
+          - How many vGPUs of the GPU have this type. They are chosen so that as few as possible change; those count that
+            have it already.
+          - Several wishes may speak of one GPU, each with a type of its own. Without NVIDIA's mixed-size mode those have
+            one size.
         type: int
+      mig:
+        description:
+          - How MIG (Multi-Instance GPU) of the GPU shall be. Unset, it stays as it is, or as it was declared.
+        type: dict
+        suboptions:
+          enabled:
+            description:
+              - Its MIG mode. On Ampere it changes with a reset of the GPU, which is never done here; the reboot is announced,
+                and what needs the mode waits for it. From Hopper on it changes at once.
+              - A GPU that a process or a vGPU in use has keeps its mode.
+            type: bool
+            required: true
+          instances:
+            description:
+              - All GPU instances that there shall be. Those that are there and are wished stay; of the others those go
+                that nobody uses, and where somebody does, the wish is refused. Each comes with a compute instance.
+              - Unset, they stay as they are. In which places they lie, the driver decides.
+            type: list
+            elements: dict
+            suboptions:
+              profile:
+                description:
+                  - Its profile by name, as in V(1g.5gb) (C(nvidia-smi mig -lgip)).
+                type: str
+                required: true
+              count:
+                description:
+                  - How many there shall be.
+                type: int
+                required: true
   exclusive:
     description:
       - >-
@@ -153,7 +191,7 @@ options:
     type: bool
     default: false
 notes:
-  - It was never run on a GPU, only on a simulated driver with the files of a captured L40S.
+  - It was never run on a GPU, only on a simulated driver with the files of a captured L40S and of a VF of an A2.
 seealso:
   - module: iovirt.host.vgpu_info
   - module: iovirt.host.mdev
@@ -168,6 +206,19 @@ EXAMPLES = r"""
           driver: nvidia
         type: NVIDIA L40S-24Q
         count: 2
+
+- name: Seven GPU instances of an A100, named by its UUID, with a vGPU on each
+  iovirt.host.vgpu:
+    devices:
+      - match:
+          uuid: GPU-eaf23aa1-4d3d-596c-da66-b86b0e5db584
+        mig:
+          enabled: true
+          instances:
+            - profile: 1g.5gb
+              count: 7
+        type: A100-1-5C
+        count: 7
 
 - name: Types of one size and two kinds on one GPU
   iovirt.host.vgpu:
@@ -283,8 +334,12 @@ vgpu:
       type: str
     count:
       description:
-        - How many VFs of the GPU have it.
+        - How many vGPUs of the GPU have it.
       type: int
+    mig:
+      description:
+        - How MIG is, in the first entry of a GPU whose MIG mode is on.
+      type: dict
 """
 
 from ansible_collections.iovirt.host.plugins.module_utils import _door

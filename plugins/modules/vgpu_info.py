@@ -8,13 +8,13 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: vgpu_info
-short_description: Read which vGPU types VFs of NVIDIA GPUs have, and what they could have
+short_description: Read which vGPUs NVIDIA GPUs have, what they could have, and how MIG is
 version_added: 0.1.0
 description:
   - >-
-    Reads the vGPU types of the VFs of all GPUs that NVIDIA's driver has, in the form of wishes, so that an existing host can be
+    Reads the vGPUs and the MIG instances of all GPUs that NVIDIA's driver has, in the form of wishes, so that an existing host can be
     exported into an inventory; and what the driver says of each GPU.
-  - It reads only, and it writes nothing on the host. It runs C(nvidia-smi) twice for each GPU.
+  - It reads only, and it writes nothing on the host. It runs C(nvidia-smi) up to four times for each GPU.
 author:
   - The iovirt.host authors (@iovirt)
 requirements:
@@ -71,7 +71,7 @@ options:
         elements: str
       serial:
         description:
-          - Serial numbers, as sysfs shows them for NVMe controllers.
+          - Serial numbers, as the GPU's driver tells them (C(nvidia-smi -q)). It takes a process to find out.
         type: list
         elements: str
       class:
@@ -96,6 +96,11 @@ options:
           - Find virtual functions as well. Without it a selector sees physical and whole functions only.
           - It widens a match and selects nothing by itself.
         type: bool
+      uuid:
+        description:
+          - UUIDs of GPUs, as in V(GPU-eaf23aa1-4d3d-596c-da66-b86b0e5db584), in any case (C(nvidia-smi -L)).
+        type: list
+        elements: str
 seealso:
   - module: iovirt.host.vgpu
   - module: iovirt.host.mdev_info
@@ -141,8 +146,12 @@ devices:
       type: str
     count:
       description:
-        - How many VFs of the GPU have it.
+        - How many vGPUs of the GPU have it.
       type: int
+    mig:
+      description:
+        - How MIG is, in the first entry of a GPU whose MIG mode is on.
+      type: dict
 facts:
   description:
     - What stands beside that and is no input, for each GPU.
@@ -160,7 +169,16 @@ facts:
       type: str
     framework:
       description:
-        - V(vendor), V(mdev), or V(null) where the driver offers no vGPUs.
+        - V(nvidia_vfio), V(nvidia_mdev), or V(null) where the driver offers no vGPUs. A GPU without VFs that will have some counts as
+          V(nvidia_vfio); which it is shows with them.
+      type: str
+    uuid:
+      description:
+        - Its UUID, or V(null).
+      type: str
+    serial:
+      description:
+        - Its serial number, or V(null).
       type: str
     host_vgpu_mode:
       description:
@@ -178,14 +196,21 @@ facts:
       description:
         - Whether the collection owns vGPUs of it.
       type: bool
+    mig:
+      description:
+        - MIG of the GPU, with C(enabled), C(pending) (the mode from the next reset on), C(instances) (each with C(id) and C(profile)) and
+          C(profiles) (each with C(name), and C(free) of C(total)). V(null) where it knows no MIG.
+      type: dict
     types:
       description:
-        - The types that the driver knows for it, each with C(id), C(name), C(memory) in MiB, C(most) (how many of this type alone) and C(mig).
+        - The types that the driver knows for it, each with C(id), C(name), C(memory) in MiB, C(most) (how many of this type alone), C(mig) (it needs
+          a GPU instance), C(profile) (the id of its profile) and C(per_instance) (how many share one).
       type: list
       elements: dict
-    vfs:
+    vgpus:
       description:
-        - Its VFs, each with C(index), C(address), C(type), C(creatable) (what it could have now) and C(declared).
+        - Its VFs, or up to Turing the places that the GPU itself has for vGPUs. Each with C(index), C(address) (of the VF, or of the GPU), C(uuid) (of
+          the mediated device), C(type), C(creatable) (what it could have now) and C(declared).
       type: list
       elements: dict
 """

@@ -140,9 +140,18 @@ def facts(state: State, function: Function) -> dict[str, Any]:
 
 def now(state: State, address: str) -> dict[str, Any]:
     """What the operator's command shows of a GPU."""
-    return {"vgpus": _have(state, address)}
+    return {"vgpus": _have(state, address), **(state.more.get(NAME, {}).get(address, {}).get("beside") or {})}
 
 
 def in_short(wish: Mapping[str, Any]) -> str:
-    """'2 NVIDIA L40S-24Q'."""
-    return ", ".join(f"{count} {name}" for name, count in sorted(Counter(wish["vgpus"].values()).items())) or "no vGPU"
+    """'2 NVIDIA L40S-24Q', 'MIG: 7 1g.5gb'."""
+    parts = [f"{count} {name}" for name, count in sorted(Counter(wish["vgpus"].values()).items())] or ["no vGPU"]
+    return ", ".join(parts + ([_mig_in_short(wish["mig"])] if wish.get("mig") else []))
+
+
+def _mig_in_short(said: Mapping[str, Any]) -> str:
+    """Of a record, or as it is."""
+    instances = said.get("instances") or {}
+    counts = instances if isinstance(instances, Mapping) else {item["profile"]: item["count"] for item in instances}
+    words = " and ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return "MIG: " + (words or ("on" if said["enabled"] else "off"))

@@ -25,6 +25,9 @@ _FIELD = re.compile(r"(\s*)(\S[^:]*?)\s*:\s*(.*)")
 _INSTANCE = re.compile(r"\|\s*\d+\s+MIG\s+(\S+)\s+(\d+)\s+(\d+)\s+(\d+):(\d+)\s*\|")
 _PROFILE = re.compile(r"\|\s*\d+\s+MIG\s+(\S+)\s+(\d+)\s+(\d+)/(\d+)\s")
 
+#: Seconds for NVIDIA's manager to name its types, which it does once it runs.
+TYPES_LIMIT = 10.0
+
 #: The driver's own account of each GPU (docs.nvidia.com, README of the Linux driver, "The /proc interface").
 INFORMATION = "/proc/driver/nvidia/gpus"
 
@@ -33,18 +36,22 @@ def read(host: Host, pf: str, vfs: Mapping[int, str]) -> dict[str, Any]:
     """Two processes for a GPU that a wish names: what it is and in which mode, and which types it knows. Two more where it is in MIG mode."""
     code, out, err = host.run(["nvidia-smi", "-q", "-i", pf])
     said = _fields(out) if code == 0 else {}
-    code_of_types, types, _err = host.run(["nvidia-smi", "vgpu", "-s", "-v", "-i", pf]) if said else (1, "", "")
+    types = _types(host, pf) if said else {}
+    virtualization = said.get("GPU Virtualization Mode/Virtualization Mode", "")
+    if not types and virtualization == "Host VGPU":
+        # Its manager comes some time after the driver.
+        host.wait(lambda: bool(types.update(_types(host, pf)) or types), TYPES_LIMIT)
     return {
         "error": "" if said else (err or out).strip() or str(code),
         "uuid": said.get("GPU UUID", ""),
         "serial": _known(said.get("Serial Number", "")),
         "architecture": said.get("Product Architecture", ""),
         "mode": said.get("GPU Virtualization Mode/Host VGPU Mode", ""),
-        "virtualization": said.get("GPU Virtualization Mode/Virtualization Mode", ""),
+        "virtualization": virtualization,
         # Enabled: vGPUs of several sizes beside each other.
         "sizes": _known(said.get("GPU Virtualization Mode/vGPU Heterogeneous Mode", "")),
         "display": said.get("Display Attached", said.get("Display Active", "")),
-        "types": _types(types) if code_of_types == 0 else {},
+        "types": types,
         "mig": _mig(host, pf, said),
         "processes": _processes(out) if said else [],
         "vfs": {index: vf(host.files, address) for index, address in vfs.items()},
@@ -106,7 +113,12 @@ def _fields(text: str) -> dict[str, str]:
     return found
 
 
-def _types(text: str) -> dict[int, dict[str, Any]]:
+def _types(host: Host, pf: str) -> dict[int, dict[str, Any]]:
+    code, out, _err = host.run(["nvidia-smi", "vgpu", "-s", "-v", "-i", pf])
+    return _parsed_types(out) if code == 0 else {}
+
+
+def _parsed_types(text: str) -> dict[int, dict[str, Any]]:
     """Id -> name, framebuffer in MiB and the number of instances of this type alone. MIG-backed ones need a GPU instance of a profile, which takes
     `per_instance` of them."""
     found = {}

@@ -25,6 +25,8 @@ RESOURCE = "vgpu"
 DRIVER = "nvidia"
 #: What a record says in the place of a framework: a GPU without VFs does not tell which of the two it will have.
 RECORD = "nvidia"
+#: What 'Display Attached' says, or of older drivers 'Display Active'.
+_DISPLAY = ("Yes", "Enabled")
 _HOST_DRIVER = "Load NVIDIA's vGPU host driver (not the one for passthrough or desktops)."
 
 
@@ -78,7 +80,7 @@ def _check_card(targets: Sequence[Target], facts: Mapping[str, Any], known: Mapp
     target = targets[0]
     if facts["error"]:
         return [refusal(target, f"nvidia-smi does not tell of it: {facts['error']}.", _HOST_DRIVER)]
-    if target.function.boot_vga or facts["display"] == "Yes":
+    if target.function.boot_vga or facts["display"] in _DISPLAY:
         return [refusal(target, "a display is attached to it.", "Use another GPU, or let the display go.")]
     # By equality: 'Non SR-IOV' is another mode, which a GPU has whose driver makes mediated devices of it.
     if (known or any(_names_types(t.wish) for t in targets)) and not facts["mediated"] and facts["mode"] != "SR-IOV":
@@ -163,6 +165,8 @@ def converge(state: State, targets: Sequence[Target], options: Options, stepping
         return result
     # Left unset, they stay as they were declared.
     wanted = known if wanted is None else wanted
+    if isinstance(wanted, dict) and common.refuse_all(result, _forgotten(first, wanted, facts)):
+        return result
     mine = {index: name for index, name in known.items() if not facts["slots"].get(index, {}).get("foreign")}
     chosen = _by_name(facts, wanted) if isinstance(wanted, dict) else _choose(first.function, wanted, mine, facts)
     if chosen is None:
@@ -204,8 +208,17 @@ def types_before(entry: Mapping[str, Any] | None) -> dict[int, int]:
     return {int(index): number for index, number in entry["origin"]["types"].items()} if entry else {}
 
 
+def _forgotten(target: Target, wanted: Mapping[int, str], facts: Mapping[str, Any]) -> list[Refusal]:
+    """Types that are declared and that the driver does not name: another driver, or one whose manager does not answer."""
+    unknown = sorted(set(wanted.values()) - {type_["name"] for type_ in facts["types"].values()})
+    if not unknown:
+        return []
+    reason = f"its driver does not know the declared type {' or '.join(unknown)} now."
+    return [refusal(target, reason, "Does nvidia-vgpu-mgr run, and nvidia-smi vgpu -s tell? With another driver wish types that it knows.")]
+
+
 def _by_name(facts: Mapping[str, Any], wanted: Mapping[int, str]) -> dict[int, int]:
-    """A name that the driver no longer knows stays out: then the slot is left alone (and the next run of the module says so)."""
+    """Where each was declared. A name that the driver no longer knows stays out."""
     numbers = {type_["name"]: number for number, type_ in facts["types"].items()}
     return {index: numbers[name] for index, name in wanted.items() if name in numbers}
 

@@ -89,12 +89,12 @@ def undo_type(host: Host, args: Args) -> None:
     if args["index"] not in _vfs(host, args["pf"]):
         return
     address = _vf(host, args)
-    if "uuid" in args and _mediated(host, address):
+    if args.get("uuid") and _mediated(host, address):
         device = {"parent": address, "uuid": args["uuid"]}
         mdev_steps.undo_start(host, device)
         if args["keeper"]:
             mdev_steps.undo_define(host, {**device, "to": None, "from": None})
-    else:
+    elif not _mediated(host, address):
         _set(host, args, address, args["from"])
 
 
@@ -107,6 +107,8 @@ def _vf(host: Host, args: Args) -> str:
 
 def _start(host: Host, args: Args, address: str) -> None:
     """The VF turned out to be a parent of mediated devices: of the type of that name, if it can have it now."""
+    if not args["uuid"]:
+        raise EngineError("its vGPUs are mediated devices, and this host has no /etc/machine-id to derive UUIDs from.")
     types = mdev.types(host.files, address)
     chosen = next((id_ for id_, said in types.items() if said["name"] == args["name"]), None)
     device = {"parent": address, "uuid": args["uuid"], "type": chosen, "attributes": [], "keeper": args["keeper"]}

@@ -83,7 +83,7 @@ def _set(change: nvidia.Change, index: int, number: int, certainty: str) -> Acti
 
 def _unborn(change: nvidia.Change, index: int, name: str | None) -> dict[str, Any]:
     """Nobody knows which framework the VFs will have: what the step needs where it is that of mediated devices."""
-    uuid = reading.uuid_of(change.state.machine_id, change.wish, index)
+    uuid = reading.uuid_of(change.state.machine_id, change.wish, index) if change.state.machine_id else ""
     return {"name": name, "uuid": uuid, "keeper": change.facts["keeper"]}
 
 

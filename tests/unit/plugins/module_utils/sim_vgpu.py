@@ -115,11 +115,15 @@ class Vgpu:
         self.cards: dict[str, Card] = {}
         self.types: dict[str, int] = {}
         # Knobs.
-        self.mode, self.virtualization, self.display, self.sizes = "", "Host VGPU", "No", "Disabled"
+        self.mode, self.virtualization, self.sizes = "", "Host VGPU", "Disabled"
+        #: Drivers of old say 'Display Active', Enabled or Disabled.
+        self.display_field, self.display = "Display Attached", "No"
         #: Calls of sriov-manage that say 0 and do nothing; that leave the GPU without a driver.
         self.lies = self.drops = 0
         #: Seconds after which a new VF has its files.
         self.delay = 3.0
+        #: Calls of nvidia-smi vgpu that name no type, as long as the manager does not run.
+        self.silent = 0
         #: What nvidia-smi answers to a change, in place of doing it.
         self.refuses = ""
         self._ready: set[str] = set()
@@ -307,6 +311,9 @@ class Vgpu:
             return self._mig(card, argv)
         if "-mig" in argv:
             return self._mode(pf, card, argv[-1] == "1")
+        if argv[1] == "vgpu" and self.silent:
+            self.silent -= 1
+            return 0, head, ""
         if argv[1] == "vgpu":
             return 0, head + "".join(_type(card, number) for number in sorted(card.types)), ""
         return 0, f"\n==============NVSMI LOG==============\n\nAttached GPUs                             : 1\n{head}{self._all_of(card)}", ""
@@ -317,7 +324,7 @@ class Vgpu:
         text = (
             f"    Product Name                          : {card.product}\n"
             f"    Product Architecture                  : {card.architecture}\n"
-            f"    Display Attached                      : {self.display}\n"
+            f"    {self.display_field:<38}: {self.display}\n"
             "    MIG Mode\n"
             f"        Current                           : {modes[0]}\n"
             f"        Pending                           : {modes[1]}\n"

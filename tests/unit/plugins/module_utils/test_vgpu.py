@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, replay
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     at,
     call,
@@ -145,6 +145,36 @@ def test_vfs_whose_files_never_come():
     assert "nvidia-vgpu-mgr" in result["failures"][GPU]
 
 
+def test_types_that_the_driver_does_not_name_yet_are_waited_for():
+    sim = host()
+    converged(sim, vgpu=[on(Q12, 2)])
+    sim.vgpu.silent = 3
+    quiet(sim, vgpu=[on(Q12, 2)])
+    # What is declared is not taken for nothing where the driver is silent: neither cleared, nor forgotten.
+    sim.vgpu.silent = 10_000
+    host_ = sim.host(environment={}, sources=None)
+    assert "does not know the declared type" in replay.run(host_, None)["failures"][GPU]
+    assert types_of(sim) == {0: 1153, 1: 1153}
+    assert Q12 in sim.files["/etc/iovirt/vgpu.json"]
+
+
+def test_a_selector_by_driver_means_the_gpu_and_not_its_vfs():
+    sim = host()
+    assert {sim.functions[vf].driver for vf in sim.functions[GPU].vfs} == {"nvidia"}
+    converged(sim, vgpu=[{"match": {"driver": ["nvidia"]}, "expect": 1, "type": Q12, "count": 1}])
+
+
+def test_the_operators_command_tells_of_it(capsys):
+    sim = host()
+    converged(sim, vgpu=[on(Q12, 2)])
+    cli._status(sim.host(environment={}, sources=None), False)
+    assert f"2 {Q12}" in capsys.readouterr().out
+    sim.vgpu.types.clear()
+    sim._tree = None
+    cli._status(sim.host(environment={}, sources=None), False)
+    assert "no vGPU" in capsys.readouterr().out
+
+
 # --- What is refused -----------------------------------------------------------------------------------------------
 
 
@@ -170,7 +200,9 @@ def test_bad_wishes():
     refused(sim, "its driver is igb, and those that divide a GPU are nvidia", vgpu=[at("0000:81:00.0", type=Q12, count=1)])
     sim.vgpu.display = "Yes"
     refused(sim, "a display is attached", vgpu=[on()])
-    sim.vgpu.display = "No"
+    sim.vgpu.display_field, sim.vgpu.display = "Display Active", "Enabled"
+    refused(sim, "a display is attached", vgpu=[on()])
+    sim.vgpu.display = "Disabled"
     refused(sim, "it names neither a type nor mig", vgpu=[{"match": {"address": [GPU]}}])
     refused(sim, "it knows no MIG", vgpu=[on(mig={"enabled": True})])
 

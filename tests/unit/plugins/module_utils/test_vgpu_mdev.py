@@ -68,10 +68,12 @@ def after_a_reboot(sim):
     assert replay.run(sim.host(environment={}, sources=None), None)["failures"] == {}
 
 
-@pytest.mark.parametrize("keeper", [True, False])
+@pytest.mark.parametrize("keeper", [True, False, "with its rule"])
 @pytest.mark.parametrize(("card", "vfs"), [("t4", True), ("a2", True), ("a2", False)])
 def test_over_a_reboot_and_back(card, vfs, keeper):
+    """Where udev's rule of mdevctl works, that is faster than the replay."""
     sim = host(card, vfs, keeper)
+    sim.mdev.rule_works = keeper == "with its rule"
     before = sim.snapshot()
     name, id_, *_others = TYPES[card]
     wish = on(card, name, 2)
@@ -329,6 +331,11 @@ def test_a_host_without_a_machine_id():
     sim = host("t4")
     sim._forget("/etc/machine-id")
     refused(sim, "no /etc/machine-id", vgpu=[on("t4", "T4-4Q")])
+    # Where it shows with the VFs only, all is undone.
+    sim = host(vfs=False)
+    sim._forget("/etc/machine-id")
+    assert "no /etc/machine-id" in call(sim, vgpu=[on("a2", "A2-4Q")])["failures"][A2]
+    assert sim.functions[A2].vfs == []
 
 
 # --- What is told --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, replay
 from ansible_collections.iovirt.host.plugins.module_utils._engine.vgpu import facts as reading
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     at,
@@ -278,6 +278,13 @@ def test_without_the_host_driver_mig_is_there_all_the_same():
     assert sim.vgpu.snapshot() == {}
 
 
+def test_the_operators_command_tells_of_it(capsys):
+    sim = host("h100", mig=True)
+    converged(sim, vgpu=[mig("h100", {"1g.10gb": 2})])
+    cli._status(sim.host(environment={}, sources=None), False)
+    assert capsys.readouterr().out.count("MIG: 2 1g.10gb") == 2
+
+
 def test_info_is_valid_input():
     sim = host("h100", mig=True)
     converged(sim, vgpu=[mig("h100", {"1g.10gb": 2, "3g.40gb": 1}), on("h100", BACKED["h100"], 1)])
@@ -359,7 +366,7 @@ GPU 00000000:8C:00.0
 
 
 def test_types_of_nvidia_smi():
-    assert reading._types(TYPES) == {
+    assert reading._parsed_types(TYPES) == {
         0x5F1: {"name": "NVIDIA RTX Pro 6000 Blackwell DC-4Q", "memory": 4096, "most": 24, "mig": False, "profile": None, "per_instance": 1},
         0x60A: {"name": "NVIDIA RTX Pro 6000 Blackwell DC-1-2Q", "memory": 2048, "most": 48, "mig": True, "profile": 19, "per_instance": 12},
     }
