@@ -217,7 +217,6 @@ class _Change:
         self.foreign = bool(before and self.now)
         # A VF that runs has its quotas in use.
         self.remade = self.count != self.now or any(key in places.QUOTAS for todo in self.todo().values() for key in todo)
-        self.born = self.remade and bool(self.count)
 
     def todo(self) -> dict[int, dict[str, Any]]:
         """VF -> what it has not as it shall."""
@@ -233,13 +232,21 @@ class _Change:
         if self.foreign and self.remade:
             reason = "its VFs would have to be made anew for other quotas, and the collection did not make them."
             return [Refusal(pf, reason, "Let their owner take them away first; nothing was changed.")]
-        if self.born and self.facts["no_vfio"]:
+        if self._unbound() and self.facts["no_vfio"]:
             return [Refusal(pf, self.facts["no_vfio"][0], f"{self.facts['no_vfio'][1]} Nothing was changed.")]
-        return [common.no_group(pf, self.state)] if self.born and self._vfio_certainty() is None else []
+        return [common.no_group(pf, self.state)] if any(self._sure(vf) is None for vf in self._unbound().values()) else []
 
-    def _vfio_certainty(self) -> str | None:
-        sure = common.iommu_certainty(self.state, self.options, self.state.iommu.active)
-        return PREDICTED if sure == CERTAIN else sure
+    def _unbound(self) -> dict[int, Function | None]:
+        """The VFs that vfio-pci has not, or will not have by itself. Those that the host had before keep their drivers."""
+        if self.foreign:
+            return {}
+        there = {} if self.remade else {index: self.state.functions.get(address) for index, address in self.facts["vfs"].items()}
+        return {index: vf for index in range(self.count) if (vf := there.get(index)) is None or vf.driver != VFIO}
+
+    def _sure(self, vf: Function | None) -> str | None:
+        """Can it be given to vfio-pci now, after the reboot, or (None) not at all?"""
+        sure = common.iommu_certainty(self.state, self.options, vf.group is not None if vf else self.state.iommu.active)
+        return PREDICTED if sure == CERTAIN and vf is None else sure
 
     def actions(self) -> list[Action]:
         """Quotas while there are no VFs, then the VFs, then the shares of time, then drivers."""
@@ -261,13 +268,7 @@ class _Change:
         return [_profile(self.pf.address, index, values, self.facts, certainty) for index, values in todo.items()]
 
     def _bound(self) -> list[Action]:
-        """Those that the host had before keep their drivers."""
-        if self.foreign:
-            return []
-        vfs = {index: self.state.functions.get(address) for index, address in self.facts["vfs"].items()} if not self.remade else {}
-        certainty = (self._vfio_certainty() if self.born else CERTAIN) or CERTAIN
-        todo = [index for index in range(self.count) if (vf := vfs.get(index)) is None or vf.driver != VFIO]
-        return [_bind(self.pf.address, index, vfs.get(index), certainty) for index in todo]
+        return [_bind(self.pf.address, index, vf, self._sure(vf) or CERTAIN) for index, vf in self._unbound().items()]
 
 
 def _count(change: _Change, now: int, count: int) -> Action:

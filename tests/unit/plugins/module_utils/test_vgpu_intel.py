@@ -206,6 +206,30 @@ def test_without_an_iommu_vfs_are_refused():
     refused(host(iommu=False), GPU, "the IOMMU is off", vgpu=[on()])
 
 
+def test_an_iommu_that_comes_with_the_reboot_is_waited_for():
+    sim = host(iommu=False)
+    result = converged(sim, vgpu=[on(2, **SHARE)], assume={"iommu": True})
+    assert drivers(sim) == [None, None] and values(sim, "exec_quantum_ms") == [20, 20]
+    assert [a["certainty"] for a in result["actions"] if a["action"] == "bind"] == ["after_reboot"] * 2
+    assert result["reboot_required"]
+
+
+def test_a_vf_that_somebody_took_off_vfio_is_drift():
+    sim = host()
+    converged(sim, vgpu=[on(2)])
+    vf = sim.functions[GPU].vfs[1]
+    sim.write("/sys/bus/pci/drivers/vfio-pci/unbind", vf)
+    converged(sim, vgpu=[on(2)])
+    assert drivers(sim) == ["vfio-pci"] * 2
+
+
+def test_without_vfio_pci_vfs_are_refused():
+    sim = host()
+    sim.missing_modules.add("vfio_pci")
+    sim._tree = None
+    refused(sim, GPU, "there is no driver vfio-pci", vgpu=[on()])
+
+
 def test_vfs_of_others_stay():
     sim = host()
     sim.write(f"/sys/bus/pci/devices/{GPU}/sriov_drivers_autoprobe", "0")
