@@ -168,7 +168,7 @@ def converge(state: State, targets: Sequence[Target], options: Options, stepping
     if isinstance(wanted, dict) and common.refuse_all(result, _forgotten(first, wanted, facts)):
         return result
     mine = {index: name for index, name in known.items() if not facts["slots"].get(index, {}).get("foreign")}
-    chosen = _by_name(facts, wanted) if isinstance(wanted, dict) else _choose(first.function, wanted, mine, facts)
+    chosen = _by_name(facts, wanted) if isinstance(wanted, dict) else _choose(first.function, wanted, mine, _theirs(facts, entry), facts)
     if chosen is None:
         return _too_many(result, first, len(wanted))
     dropped = {index: types_before(entry).get(index, 0) for index in mine if index not in chosen}
@@ -223,10 +223,18 @@ def _by_name(facts: Mapping[str, Any], wanted: Mapping[int, str]) -> dict[int, i
     return {index: numbers[name] for index, name in wanted.items() if name in numbers}
 
 
-def _choose(function: Function, wanted: Sequence[int], known: Mapping[int, str], facts: Mapping[str, Any]) -> dict[int, int] | None:
+def _theirs(facts: Mapping[str, Any], entry: Mapping[str, Any] | None) -> frozenset[int]:
+    """Slots that are declared as somebody else had them, and have that still."""
+    current = now(facts)
+    return frozenset(index for index, number in types_before(entry).items() if number and current.get(index) == number)
+
+
+def _choose(
+    function: Function, wanted: Sequence[int], known: Mapping[int, str], theirs: Collection[int], facts: Mapping[str, Any]
+) -> dict[int, int] | None:
     """A slot for each type: those that have it already (ours, then others', which are declared with that), those that were
-    declared to, those that change, those that are free. A slot with another type of somebody else is nobody's to take. None:
-    there are not enough slots."""
+    declared to, those that change, those that are free. A slot with another type of somebody else is nobody's to take, also when it was
+    declared with that. None: there are not enough slots."""
     rest, chosen, current = Counter(wanted), {}, now(facts)
     declared = _by_name(facts, known)
     total = function.sriov.total if function.sriov else 0
@@ -237,7 +245,7 @@ def _choose(function: Function, wanted: Sequence[int], known: Mapping[int, str],
             if type_ and index not in chosen and rest[type_] > 0:
                 chosen[index] = type_
                 rest[type_] -= 1
-    free = [i for i in indexes if i not in chosen and i in known]
+    free = [i for i in indexes if i not in chosen and i in known and i not in theirs]
     free += [i for i in indexes if i not in chosen and i not in known and not current.get(i)]
     left = list(rest.elements())
     return {**chosen, **dict(zip(free, left))} if len(left) <= len(free) else None

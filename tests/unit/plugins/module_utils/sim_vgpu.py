@@ -130,7 +130,8 @@ class Vgpu:
 
     def add(self, function: Pci, card: str = "l40s", **more: Any) -> Pci:
         made = CARDS[card]()
-        self.sim.add_driver("nvidia", *{function.ids, *self.sim.known_drivers["nvidia"].ids} if "nvidia" in self.sim.known_drivers else (function.ids,), sriov=True)
+        others = self.sim.known_drivers["nvidia"].ids if "nvidia" in self.sim.known_drivers else ()
+        self.sim.add_driver("nvidia", *others, function.ids, sriov=True)
         self.sim.add(function)
         for key, value in more.items():
             setattr(made, key, value)

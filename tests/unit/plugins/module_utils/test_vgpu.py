@@ -102,6 +102,8 @@ def test_what_others_set_counts_and_is_never_cleared():
     assert written(sim) == [(2, "1153")]
     converged(sim, vgpu=[on(Q12, 0)])
     assert types_of(sim) == {0: 1153, 1: 1163}
+    converged(sim, vgpu=[on(A12, 3)])
+    assert types_of(sim) == {0: 1153, 1: 1163, 2: 1163, 3: 1163}
     converged(sim, vgpu=[on(Q12, 2)])
     converged(sim, vgpu=[], exclusive=("vgpu",))
     assert types_of(sim) == {0: 1153, 1: 1163}

@@ -151,6 +151,16 @@ def test_what_others_made_counts_and_stays():
     assert list(sim.mdev.devices) == [FOREIGN]
 
 
+def test_what_others_made_and_is_declared_is_not_changed_either():
+    sim = host("t4", keeper=False)
+    sim.vgpu.sizes = "Enabled"
+    sim.mdev.make(FOREIGN, T4, "nvidia-232")
+    converged(sim, vgpu=[on("t4", "T4-4Q", 1)])
+    converged(sim, vgpu=[on("t4", "T4-8Q", 1)])
+    assert devices(sim) == ["nvidia-232", "nvidia-233"]
+    assert sim.mdev.devices[FOREIGN].type == "nvidia-232"
+
+
 def test_another_type_of_somebody_else_is_nobodys_to_take():
     sim = host()
     vf = sim.functions[A2].vfs[0]
@@ -255,7 +265,8 @@ def test_two_frameworks_on_one_card():
     wish = {"match": {"parent": [vf]}, "type": "nvidia-746", "count": 1}
     refused(sim, "mdev names it, and vgpu rules the vGPUs of its GPU", mdev=[wish])
     sim = host()
-    refused(sim, "mdev names it, and vgpu rules the vGPUs of its GPU", mdev=[{**wish, "match": {"parent": [sim.functions[A2].vfs[3]]}}], vgpu=[on("a2", "A2-4Q")])
+    both = {"mdev": [{**wish, "match": {"parent": [sim.functions[A2].vfs[3]]}}], "vgpu": [on("a2", "A2-4Q")]}
+    refused(sim, "mdev names it, and vgpu rules the vGPUs of its GPU", **both)
     sim = host("t4")
     converged(sim, mdev=[{"match": {"parent": [T4]}, "type": "nvidia-232", "count": 1}])
     refused(sim, "the resource mdev holds it", vgpu=[on("t4", "T4-4Q")])
