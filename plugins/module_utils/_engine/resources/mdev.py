@@ -494,7 +494,8 @@ class Steps:
 
     def actions(self) -> list[Action]:
         certainty = CERTAIN if self._room() == room.ENOUGH and not self.given else PREDICTED
-        return [*([self.given] if self.given else []), *self.stopped.values(), *self._defined, *(self._start(name, wanted, certainty) for name, wanted in self._started)]
+        starts = [self._start(name, wanted, certainty) for name, wanted in self._started]
+        return [*([self.given] if self.given else []), *self.stopped.values(), *self._defined, *starts]
 
     def _start(self, name: str, wanted: Mapping[str, Any], certainty: str) -> Action:
         stopped = self.stopped.get(name)

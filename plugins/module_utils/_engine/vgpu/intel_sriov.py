@@ -166,7 +166,8 @@ def _wrong_value(key: str, value: Any, facts: Mapping[str, Any]) -> tuple[str, s
         offered = ", ".join(facts["keys"]) or "nothing"
         return f"its driver has no {key} of a VF.", f"It has {offered}; what there is depends on the driver and its version (docs/vgpu.md)."
     if key == "sched_priority":
-        return None if value in facts["priorities"] else (f"its VFs cannot have the sched_priority {value!r}.", f"They can have {', '.join(facts['priorities'])}.")
+        reason = f"its VFs cannot have the sched_priority {value!r}."
+        return None if value in facts["priorities"] else (reason, f"They can have {', '.join(facts['priorities'])}.")
     most = places.LIMITS.get(key, 2**64 - 1)
     return None if 0 <= value <= most else (f"{key} {value} is not between 0 and {most}.", "Correct it.")
 

@@ -421,7 +421,8 @@ class SimKernel:
             return self._drivers_probe(data.strip())
         if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
             return self._bind(folder.rpartition("/")[2], name, data.strip())
-        others = (*([self.virt.write] if self.virt else []), partial(sim_params.write, self), self.devlink.write, self.mdev.write, self.vgpu.write, self.intel.write)
+        gpus = (self.vgpu.write, self.intel.write)
+        others = (*([self.virt.write] if self.virt else []), partial(sim_params.write, self), self.devlink.write, self.mdev.write, *gpus)
         other = next((code for write in others if (code := write(real, data)) is not None), None)
         if other is not None:
             return other
@@ -618,7 +619,8 @@ class SimKernel:
     def _nodes(self) -> dict[str, Any]:
         if self._tree is None:
             nodes: dict[str, Any] = {}
-            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes, self.devlink.nodes, self.mdev.nodes, self.vgpu.nodes, self.intel.nodes):
+            divided = (self.mdev.nodes, self.vgpu.nodes, self.intel.nodes)
+            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes, self.devlink.nodes, *divided):
                 nodes.update(part())
             nodes.update(self.files)
             nodes.update({path: Link(target) for path, target in self.links.items()})

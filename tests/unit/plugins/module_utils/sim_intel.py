@@ -8,8 +8,8 @@ The files and what they answer are those of the sources that vgpu/intel_places.p
 (xe_gt_sriov_pf_debugfs.c, 6.12), iov (i915_sriov_sysfs.c, intel_iov_sysfs.c and intel_iov_provisioning.c of i915-sriov-dkms): a driver
 that shares out by itself gives each new VF an equal part; one in whose sharing out somebody took a hand gives it none, and does not make VFs of which
 one has a part of what it needs (ENOKEY). xe of 6.12 shares out anew whenever VFs are made, whatever was set (xe_gt_sriov_pf_config_set_fair), and takes
-all back when they go; a VRAM quota of 7.0 keeps it from sharing out VRAM. Quotas are taken from what is left (ENOSPC for contexts, EDQUOT for GGTT) and rounded up: contexts to 128,
-GGTT to 4 KiB, VRAM to 2 MiB.
+all back when they go; a VRAM quota of 7.0 keeps it from sharing out VRAM. Quotas are taken from what is left (ENOSPC for contexts, EDQUOT for GGTT)
+and rounded up: contexts to 128, GGTT to 4 KiB, VRAM to 2 MiB.
 """
 
 from __future__ import annotations
