@@ -899,6 +899,8 @@ options:
             description:
               - Names of parents, as in C(/sys/class/mdev_bus). A PCI function goes by its address there, a VF too.
               - A parent that is not there yet is waited for, up to ten seconds.
+              - A subchannel of s390x, as V(0.0.0313), is one by the wish itself. It is given to the driver C(vfio_ccw),
+                which makes one device of it.
             type: list
             elements: str
       expect:
@@ -931,7 +933,9 @@ options:
         elements: str
       attributes:
         description:
-          - Attributes that are written to each device when it starts, in this order (C(assign_adapter) of vfio-ap).
+          - Attributes that are written to each device when it starts, in this order. Of vfio-ap (parent V(matrix)) C(assign_adapter),
+            C(assign_domain), C(assign_control_domain) or C(ap_config); the queues that they come to must not be kept for
+            the host by C(/sys/bus/ap/apmask) and C(aqmask).
           - Another list starts a device anew. Unset, they stay as they are; a new device gets none.
         type: list
         elements: dict
@@ -1062,7 +1066,8 @@ options:
       type:
         description:
           - The vGPU type by its name, with or without the maker in front, or by its id, as in V(NVIDIA L40S-12Q), V(L40S-12Q)
-            or V("1153").
+            or V("1153"); of Intel's GVT-g V(i915-GVTg_V5_4) or V(GVTg_V5_4). Intel GPUs with SR-IOV have no types but V(VF),
+            which may be left out.
           - It is one that the driver names for this GPU. MIG-backed types, as V(A100-1-5C), are had in MIG mode, all others
             without it.
           - Without O(vgpu[].type) a GPU keeps the vGPUs that are declared.
@@ -1073,7 +1078,51 @@ options:
             have it already.
           - Several wishes may speak of one GPU, each with a type of its own. Without NVIDIA's mixed-size mode those have
             one size.
+          - Of an Intel GPU with SR-IOV, how many VFs there shall be. Those of several wishes follow each other, in the
+            order of the wishes.
         type: int
+      profile:
+        description:
+          - How the VFs of an Intel GPU with SR-IOV share it. What is unset stays as the driver has it.
+          - Which of these there are depends on the driver and its version. A value that the driver rounds is an error.
+        type: dict
+        suboptions:
+          exec_quantum_ms:
+            description:
+              - How long a VF may run before it is another one's turn, in milliseconds. V(0) is without a limit.
+            type: int
+          preempt_timeout_us:
+            description:
+              - How long a VF has to let go when its time is over, in microseconds, before it is reset. V(0) is without
+                a limit.
+            type: int
+          sched_priority:
+            description:
+              - V(low) gives a VF its turn only when it has work, V(normal) whether or not it has. It is one for all functions
+                of a GPU.
+              - V(high) is for the PF alone with the firmware of today.
+            type: str
+            choices:
+              - low
+              - normal
+              - high
+          vram_quota:
+            description:
+              - Memory of the GPU, in bytes, on GPUs that have some (xe, Linux 7.0; before that by debugfs).
+            type: int
+          ggtt_quota:
+            description:
+              - Address space in the global translation table, in bytes. With O(vgpu[].profile.contexts_quota), for all
+                VFs or for none.
+            type: int
+          contexts_quota:
+            description:
+              - Contexts of the firmware (i915 has them by 128). With O(vgpu[].profile.ggtt_quota), for all VFs or for none.
+            type: int
+          doorbells_quota:
+            description:
+              - Doorbells of the firmware.
+            type: int
       mig:
         description:
           - How MIG (Multi-Instance GPU) of the GPU shall be. Unset, it stays as it is, or as it was declared.

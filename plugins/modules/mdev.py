@@ -125,6 +125,8 @@ options:
             description:
               - Names of parents, as in C(/sys/class/mdev_bus). A PCI function goes by its address there, a VF too.
               - A parent that is not there yet is waited for, up to ten seconds.
+              - A subchannel of s390x, as V(0.0.0313), is one by the wish itself. It is given to the driver C(vfio_ccw),
+                which makes one device of it.
             type: list
             elements: str
       expect:
@@ -157,7 +159,9 @@ options:
         elements: str
       attributes:
         description:
-          - Attributes that are written to each device when it starts, in this order (C(assign_adapter) of vfio-ap).
+          - Attributes that are written to each device when it starts, in this order. Of vfio-ap (parent V(matrix)) C(assign_adapter),
+            C(assign_domain), C(assign_control_domain) or C(ap_config); the queues that they come to must not be kept for
+            the host by C(/sys/bus/ap/apmask) and C(aqmask).
           - Another list starts a device anew. Unset, they stay as they are; a new device gets none.
         type: list
         elements: dict

@@ -101,6 +101,8 @@ options:
         description:
           - Names of parents, as in C(/sys/class/mdev_bus). A PCI function goes by its address there, a VF too.
           - A parent that is not there yet is waited for, up to ten seconds.
+          - A subchannel of s390x, as V(0.0.0313), is one by the wish itself. It is given to the driver C(vfio_ccw), which
+            makes one device of it.
         type: list
         elements: str
 seealso:
@@ -174,7 +176,7 @@ facts:
       type: str
     driver:
       description:
-        - The driver of the PCI function, or V(null) where the parent is none.
+        - The driver of the PCI function or of the subchannel, or V(null) where the parent is neither.
       type: str
     mdevctl:
       description:

@@ -8,11 +8,12 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: vgpu
-short_description: Divide NVIDIA GPUs into vGPUs and MIG instances, and take them back
+short_description: Divide GPUs into vGPUs, VFs and MIG instances, and take them back
 version_added: 0.1.0
 description:
   - Gives GPUs their vGPUs by intent, in both of NVIDIA's frameworks - the vendor-specific VFIO one (C(nvidia/current_vgpu_type) of each VF; Linux 6.8
     and newer) and the older one, in which vGPUs are mediated devices of the GPU (up to Turing) or of its VFs (Ampere).
+  - Intel GPUs have VFs with shares of time and quotas (C(xe), and C(i915) with Intel's SR-IOV patches) or the mediated devices of GVT-g.
   - The framework is found by asking the driver (C(nvidia-smi), sysfs), not by the model. Other mediated devices are declared by M(iovirt.host.mdev).
   - Sets the MIG mode of a GPU and its GPU instances, for MIG-backed vGPUs or for the host itself.
   - One vGPU at a time. Those that are as wished are not touched.
@@ -25,6 +26,7 @@ author:
   - The iovirt.host authors (@iovirt)
 requirements:
   - Linux with sysfs and Python 3.9 or newer; nothing beyond the standard library.
+  - For VFs of Intel GPUs the IOMMU and C(vfio-pci); for GVT-g C(kvmgt) and C(i915.enable_gvt=1).
   - NVIDIA's vGPU host driver with C(nvidia-smi) and, for GPUs with VFs, C(/usr/lib/nvidia/sriov-manage). For MIG alone any driver of NVIDIA's.
 extends_documentation_fragment:
   - iovirt.host._attributes
@@ -143,7 +145,8 @@ options:
       type:
         description:
           - The vGPU type by its name, with or without the maker in front, or by its id, as in V(NVIDIA L40S-12Q), V(L40S-12Q)
-            or V("1153").
+            or V("1153"); of Intel's GVT-g V(i915-GVTg_V5_4) or V(GVTg_V5_4). Intel GPUs with SR-IOV have no types but V(VF),
+            which may be left out.
           - It is one that the driver names for this GPU. MIG-backed types, as V(A100-1-5C), are had in MIG mode, all others
             without it.
           - Without O(devices[].type) a GPU keeps the vGPUs that are declared.
@@ -154,7 +157,52 @@ options:
             have it already.
           - Several wishes may speak of one GPU, each with a type of its own. Without NVIDIA's mixed-size mode those have
             one size.
+          - Of an Intel GPU with SR-IOV, how many VFs there shall be. Those of several wishes follow each other, in the
+            order of the wishes.
         type: int
+      profile:
+        description:
+          - How the VFs of an Intel GPU with SR-IOV share it. What is unset stays as the driver has it.
+          - Which of these there are depends on the driver and its version. A value that the driver rounds is an error.
+        type: dict
+        suboptions:
+          exec_quantum_ms:
+            description:
+              - How long a VF may run before it is another one's turn, in milliseconds. V(0) is without a limit.
+            type: int
+          preempt_timeout_us:
+            description:
+              - How long a VF has to let go when its time is over, in microseconds, before it is reset. V(0) is without
+                a limit.
+            type: int
+          sched_priority:
+            description:
+              - V(low) gives a VF its turn only when it has work, V(normal) whether or not it has. It is one for all functions
+                of a GPU.
+              - V(high) is for the PF alone with the firmware of today.
+            type: str
+            choices:
+              - low
+              - normal
+              - high
+          vram_quota:
+            description:
+              - Memory of the GPU, in bytes, on GPUs that have some (xe, Linux 7.0; before that by debugfs).
+            type: int
+          ggtt_quota:
+            description:
+              - Address space in the global translation table, in bytes. With O(devices[].profile.contexts_quota), for all
+                VFs or for none.
+            type: int
+          contexts_quota:
+            description:
+              - Contexts of the firmware (i915 has them by 128). With O(devices[].profile.ggtt_quota), for all VFs or for
+                none.
+            type: int
+          doorbells_quota:
+            description:
+              - Doorbells of the firmware.
+            type: int
       mig:
         description:
           - How MIG (Multi-Instance GPU) of the GPU shall be. Unset, it stays as it is, or as it was declared.

@@ -205,15 +205,21 @@ facts:
     types:
       description:
         - The types that the driver knows for it, each with C(id), C(name), C(memory) in MiB, C(most) (how many of this type alone), C(mig) (it needs
-          a GPU instance), C(profile) (the id of its profile) and C(per_instance) (how many share one).
+          a GPU instance), C(profile) (the id of its profile) and C(per_instance) (how many share one). Of Intel GPUs C(name), C(id) (GVT-g), C(most)
+          (VFs) and C(free).
       type: list
       elements: dict
     vgpus:
       description:
         - Its VFs, or up to Turing the places that the GPU itself has for vGPUs. Each with C(index), C(address) (of the VF, or of the GPU), C(uuid) (of
-          the mediated device), C(type), C(creatable) (what it could have now) and C(declared).
+          the mediated device), C(type), C(creatable) (what it could have now) and C(declared). Of a VF of an Intel GPU also C(driver) and C(profile)
+          (its shares of time and its quotas as they are).
       type: list
       elements: dict
+    profile:
+      description:
+        - Of an Intel GPU with SR-IOV what can be set of a VF, and where the driver has it - V(sriov_admin), V(iov) or V(debugfs).
+      type: dict
 """
 
 from ansible_collections.iovirt.host.plugins.module_utils import _door

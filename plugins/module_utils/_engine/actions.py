@@ -824,6 +824,8 @@ TABLE: Mapping[str, Step] = {
     "enable_vgpu_vfs": _later("vgpu.nvidia_steps", "enable", "disable"),
     "disable_vgpu_vfs": _later("vgpu.nvidia_steps", "disable", "enable"),
     "set_vgpu_type": _later("vgpu.nvidia_steps", "set_type", "undo_type"),
+    "set_vf_profile": _later("vgpu.intel_steps", "set_profile", "undo_profile"),
+    "set_auto_provisioning": _later("vgpu.intel_steps", "set_auto", "undo_auto"),
     "set_mig_mode": _later("vgpu.mig_steps", "set_mode", "undo_mode"),
     "destroy_mig_instances": _later("vgpu.mig_steps", "destroy", "undo_destroy"),
     "create_mig_instances": _later("vgpu.mig_steps", "create", "undo_create"),

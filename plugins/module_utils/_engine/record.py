@@ -203,6 +203,26 @@ def _wrong_vgpu(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[
         yield from _wrong_before(origin.get("mdevs", {}))
         yield from _wrong_mig(wish.get("mig"), "wish.mig")
         yield from _wrong_mig(origin.get("mig"), "origin.mig")
+    elif wish.get("framework") == "intel_gvt":
+        yield from _wrong_gvt(wish, origin)
+    elif wish.get("framework") == "intel_sriov":
+        yield from _wrong_intel(wish, origin)
+
+
+def _wrong_gvt(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(wish.get("named_after"), str):
+        yield "wish.named_after"
+    yield from _by_index(wish.get("mdevs", {}), {"type": "str"}, "wish.mdevs")
+    yield from _wrong_before(origin.get("mdevs", {}))
+
+
+def _wrong_intel(wish: Mapping[str, Any], origin: Mapping[str, Any]) -> Iterator[str]:
+    profile = {"type": "dict", "options": spec.PROFILE}
+    yield from _by_index(wish.get("profiles"), profile, "wish.profiles")
+    yield from _by_index(origin.get("profiles"), profile, "origin.profiles")
+    yield from _typed(origin, {"vf_count": {"type": "int"}, "auto": {"type": "bool"}}, "origin")
+    if origin.get("vf_count") is None:
+        yield "origin.vf_count"
 
 
 def _wrong_mig(said: Any, where: str) -> Iterator[str]:

@@ -149,11 +149,23 @@ MDEV: dict[str, Any] = {
 #: GPUs: their drivers name them by more than others do.
 _VGPU_SELECTOR: dict[str, Any] = {**SELECTOR, "uuid": _words()}
 
+#: How a VF of an Intel GPU shares it (vgpu/intel_places.py).
+PROFILE: dict[str, Any] = {
+    "exec_quantum_ms": {"type": "int"},
+    "preempt_timeout_us": {"type": "int"},
+    "sched_priority": {"type": "str", "choices": ["low", "normal", "high"]},
+    "vram_quota": {"type": "int"},
+    "ggtt_quota": {"type": "int"},
+    "contexts_quota": {"type": "int"},
+    "doorbells_quota": {"type": "int"},
+}
+
 VGPU: dict[str, Any] = {
     **_TARGET,
     "match": {"type": "dict", "required": True, "options": _VGPU_SELECTOR},
     "type": {"type": "str"},
     "count": {"type": "int"},
+    "profile": {"type": "dict", "options": PROFILE},
     "mig": {
         "type": "dict",
         "options": {

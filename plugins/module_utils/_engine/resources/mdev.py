@@ -237,7 +237,7 @@ def _converge(state: State, targets: Sequence[Target], options: Options) -> Plan
         steps.give_back(name, origins.get(name, NOTHING))
     for name, device in whole.items():
         steps.converge(name, device, known.get(name), options.recorded_only)
-    if common.refuse_all(result, steps.no_room(first)) or _in_use(result, state, steps, dropped, options):
+    if common.refuse_all(result, steps.no_room(first)) or in_use(result, state, steps, dropped, options):
         return result
     origin = {"mdevs": {name: origins.get(name) or _as_found(state, parent, name) for name in whole}, **_driver_before(first.function, entry)}
     result.actions = common.declare(state, NAME, first.function, wish, origin, result.waived, whole=True)
@@ -254,7 +254,7 @@ def _give_back(state: State, function: Function, options: Options) -> Plan:
     steps = Steps(state, function.address)
     for name in _known(entry):
         steps.give_back(name, _origins(entry).get(name, NOTHING))
-    if not _in_use(result, state, steps, list(_known(entry)), options):
+    if not in_use(result, state, steps, list(_known(entry)), options):
         result.actions = [*steps.actions(), *_take_back(state, function, entry), *common.forget(state, NAME, function)]
     return result
 
@@ -422,7 +422,7 @@ def _missing_queues(state: State, parent: str, whole: Mapping[str, Any]) -> list
     ]
 
 
-def _in_use(result: Plan, state: State, steps: Steps, for_good: Sequence[str], options: Options) -> bool:
+def in_use(result: Plan, state: State, steps: Steps, for_good: Sequence[str], options: Options) -> bool:
     """Whoever has a device open keeps the kernel from removing it, and the kernel lets the caller wait: nobody can allow
     that. A guest that does not run loses its device."""
     refusals, dangers = [], []
@@ -516,7 +516,8 @@ class Steps:
 
     def actions(self) -> list[Action]:
         certainty = CERTAIN if self._room() == room.ENOUGH and not self.given else PREDICTED
-        return [*([self.given] if self.given else []), *self.stopped.values(), *self._defined, *(self._start(name, wanted, certainty) for name, wanted in self._started)]
+        starts = [self._start(name, wanted, certainty) for name, wanted in self._started]
+        return [*([self.given] if self.given else []), *self.stopped.values(), *self._defined, *starts]
 
     def _start(self, name: str, wanted: Mapping[str, Any], certainty: str) -> Action:
         stopped = self.stopped.get(name)

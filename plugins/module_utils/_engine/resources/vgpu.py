@@ -105,6 +105,9 @@ def info(state: State) -> list[dict[str, Any]]:
     """The vGPUs of the GPUs that were looked at, in the form of wishes: one for each type. What a GPU is beyond that stands in the first."""
     wishes: list[dict[str, Any]] = []
     for pf, said in state.more.get(NAME, {}).items():
+        if "wishes" in said:
+            wishes += [{"match": {"address": [pf]}, **wish} for wish in said["wishes"]]
+            continue
         types = sorted(Counter(_have(state, pf).values()).items())
         found: list[dict[str, Any]] = [{"match": {"address": [pf]}, "type": type_, "count": count} for type_, count in types]
         if said.get("beside"):

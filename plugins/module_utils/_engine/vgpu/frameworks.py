@@ -27,7 +27,7 @@ or a number where the GPU itself has the vGPUs; and `origin`, whose keys are the
 `wish["vgpus"]` is set then, and `type` and `count` are not.
 
 Of the facts others read: `uuid` and `serial` of the GPU, by which a wish may name it, and `beside`: how the GPU is beyond types and counts, as
-further keys of a wish.
+further keys of a wish; or `wishes`: all of them without a match, where they are no types with counts.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def mdevs_of(machine_id: str, wish: Mapping[str, Any]) -> dict[str, str]:
 
 def every() -> tuple[Framework, ...]:
     """In the order of asking. Imported when they are asked for (docs/dev/benchmarks.md)."""
-    from . import nvidia_mdev, nvidia_vfio
+    from . import intel_gvt, intel_sriov, nvidia_mdev, nvidia_vfio
 
-    return (nvidia_mdev, nvidia_vfio)
+    return (nvidia_mdev, nvidia_vfio, intel_gvt, intel_sriov)
 
 
 def drivers() -> frozenset[str]:

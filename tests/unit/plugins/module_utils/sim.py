@@ -37,6 +37,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import (
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_devlink import Devlink
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_firmware import NOT_ITS_DEVICE, Firmware
+from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_intel import Intel
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_mdev import Mdev
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_nvme import Nvme
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim_spaces import Spaces
@@ -247,6 +248,7 @@ class SimKernel:
         self.vmdq = sim_vmdq.Vmdq()
         self.mdev = Mdev(self)
         self.vgpu = Vgpu(self)
+        self.intel = Intel(self)
         #: What makes it a KVM host (sim_libvirt.install).
         self.virt: Any = None
 
@@ -319,6 +321,7 @@ class SimKernel:
             "vmdq": self.vmdq.snapshot(self),
             "mdev": self.mdev.snapshot(),
             "vgpu": self.vgpu.snapshot(),
+            "intel": self.intel.snapshot(),
             "virt": self.virt.snapshot() if self.virt else None,
         }
 
@@ -419,7 +422,8 @@ class SimKernel:
             return self._drivers_probe(data.strip())
         if folder.startswith(f"{DRIVERS}/") and name in ("bind", "unbind"):
             return self._bind(folder.rpartition("/")[2], name, data.strip())
-        others = (*([self.virt.write] if self.virt else []), partial(sim_params.write, self), self.devlink.write, self.mdev.write, self.vgpu.write)
+        gpus = (self.vgpu.write, self.intel.write)
+        others = (*([self.virt.write] if self.virt else []), partial(sim_params.write, self), self.devlink.write, self.mdev.write, *gpus)
         other = next((code for write in others if (code := write(real, data)) is not None), None)
         if other is not None:
             return other
@@ -580,6 +584,7 @@ class SimKernel:
             self.virt.boot()
         self.devlink.reboot()
         self.vgpu.boot()
+        self.intel.boot()
         self.mdev.boot()
         for function in self.functions.values():
             function.driver = function.override = function.group = None
@@ -619,7 +624,8 @@ class SimKernel:
     def _nodes(self) -> dict[str, Any]:
         if self._tree is None:
             nodes: dict[str, Any] = {}
-            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes, self.devlink.nodes, self.mdev.nodes, self.vgpu.nodes):
+            divided = (self.mdev.nodes, self.vgpu.nodes, self.intel.nodes)
+            for part in (self._pci_nodes, self._net_nodes, self._block_nodes, self._other_nodes, self.devlink.nodes, *divided):
                 nodes.update(part())
             nodes.update(self.files)
             nodes.update({path: Link(target) for path, target in self.links.items()})

@@ -348,6 +348,15 @@ def mediated():
     return devices(sim, mdev=[wish(1, "other"), wish(2, "other", "0x05", "0x06"), wish(3), wish(4)])
 
 
+def intel():
+    """VFs with quotas, which i915 then leaves to whoever set one."""
+    sim = lab()
+    function = Pci("0000:00:02.1", "8086:56c0", "030000", total_vfs=7, offset=1, stride=1, vf_ids="8086:56c0")
+    sim.intel.add(function, "i915", "iov", 2)
+    share = {"exec_quantum_ms": 20, "ggtt_quota": 1 << 28, "contexts_quota": 1024}
+    return devices(sim, vgpu=[{"match": {"address": [function.address]}, "count": 2, "profile": share}])
+
+
 def subchannel():
     sim = lab()
     sim.mdev.add_subchannels()
@@ -415,6 +424,8 @@ SCENARIOS = {
     "mdev_start": mediated,
     "mdev_stop": mediated,
     "give_subchannel": subchannel,
+    "set_vf_profile": intel,
+    "set_auto_provisioning": intel,
     "set_hugepages": pages,
     "set_ksm": merging,
     "set_units": daemons_change,
@@ -575,7 +586,7 @@ def of(snapshot, address):
     nets = {name: net for name, net in snapshot["nets"].items() if name.startswith(ours) and net != (False, 1500, False)}
     card = snapshot["firmware"].get(address.rpartition(".")[0])
     vectors = {name: snapshot["msix"].get(name) for name in functions}
-    mdev = snapshot["mdev"], snapshot["vgpu"], {path: text for path, text in snapshot["files"].items() if path.startswith(DEFINED)}
+    mdev = snapshot["mdev"], snapshot["vgpu"], snapshot["intel"], {path: text for path, text in snapshot["files"].items() if path.startswith(DEFINED)}
     return functions, attributes, devlink, nets, card, snapshot["nvme"].get(address), vectors, of_kvm(snapshot), snapshot["vmdq"].get(address), mdev
 
 

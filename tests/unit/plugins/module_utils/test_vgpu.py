@@ -199,7 +199,7 @@ def test_bad_wishes():
     refused(sim, "present and absent", vgpu=[on(), on(state="absent")])
     vf = sim.functions[GPU].vfs[0]
     refused(sim, "it is a VF of", vgpu=[{"match": {"address": [vf], "vf": True}, "type": Q12, "count": 1}])
-    refused(sim, "its driver is igb, and those that divide a GPU are nvidia", vgpu=[at("0000:81:00.0", type=Q12, count=1)])
+    refused(sim, "its driver is igb, and those that divide a GPU are i915, nvidia, xe", vgpu=[at("0000:81:00.0", type=Q12, count=1)])
     sim.vgpu.display = "Yes"
     refused(sim, "a display is attached", vgpu=[on()])
     sim.vgpu.display_field, sim.vgpu.display = "Display Active", "Enabled"
