@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_mdev_lab import IMAGES, NOTHING, WISHES, parents, there  # noqa: F401
-from test_vmdq_lab import pools, port  # noqa: F401
+from ansible_collections.iovirt.host.tests.lab.test_mdev_lab import IMAGES, NOTHING, WISHES, parents, there  # noqa: F401
+from ansible_collections.iovirt.host.tests.lab.test_vmdq_lab import pools, port  # noqa: F401
 
 TINY = Path(__file__).resolve().parents[2] / "lab" / "tiny" / "make"
 CONSOLE = "/var/log/libvirt/qemu/every-model-console.log"
