@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One guest with every model of network device and two mediated devices, on a real kernel: all at once, and all given back.
 
-The port with pools is vmdqsim's, as in test_vmdq_lab.py; the parents are mtty and mdpy, as in test_mdev_lab.py. What each of them does by itself is shown there.
+The port with pools is vmdqsim's, as in test_vmdq_lab.py; the parents are mtty and mdpy, as in test_mdev_lab.py. What each of them does by itself is
+shown there.
 """
 
 from __future__ import annotations
