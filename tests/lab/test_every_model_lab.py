@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One guest with every model of network device and two mediated devices, on a real kernel: all at once, and all given back.
 
-The port with pools is vmdqsim's, as in test_vmdq_lab.py; the parents are mtty and mdpy, as in test_mdev_lab.py. What each of them does by itself is shown there.
+The port with pools is vmdqsim's, as in test_vmdq_lab.py; the parents are mtty and mdpy, as in test_mdev_lab.py. What each of them does by itself is
+shown there.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_mdev_lab import IMAGES, NOTHING, WISHES, parents, there  # noqa: F401
-from test_vmdq_lab import pools, port  # noqa: F401
+from ansible_collections.iovirt.host.tests.lab.test_mdev_lab import IMAGES, NOTHING, WISHES, parents, there  # noqa: F401
+from ansible_collections.iovirt.host.tests.lab.test_vmdq_lab import pools, port  # noqa: F401
 
 TINY = Path(__file__).resolve().parents[2] / "lab" / "tiny" / "make"
 CONSOLE = "/var/log/libvirt/qemu/every-model-console.log"
