@@ -224,6 +224,9 @@ def _rates(sim: SimKernel, pf: Pci, values: dict[str, str]) -> int:
 def _others(sim: SimKernel, pf: Pci, values: dict[str, str]) -> int:
     if "mac" in values and int(values["mac"][:2], 16) & 1:
         return errno.EINVAL
+    if int(values.get("qos", 0)) > 7:
+        # igb_ndo_set_vf_vlan and its like.
+        return errno.EINVAL
     if values.get("proto", "802.1Q") != "802.1Q" and pf.driver == "igb":
         return errno.EPROTONOSUPPORT
     return 0
