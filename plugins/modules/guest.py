@@ -177,8 +177,8 @@ options:
             type: bool
           hyperv:
             description:
-              - Whether it is offered the enlightenments that Windows profits from, with the clock that goes with them. V(false)
-                takes all of them away.
+              - Whether it is offered the enlightenments that Windows profits from, with the clock that goes with them.
+                V(false) takes all of them away.
             type: bool
       memory:
         description:

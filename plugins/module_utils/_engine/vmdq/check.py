@@ -228,7 +228,8 @@ def _fixed(port: Port, on: bool) -> tuple[str, str]:
     said = f"{reading.FEATURE} of {port.netdev.name} is {'on' if on else 'off'} [fixed]"
     known = layouts.VMDQ.get(driver)
     if known and known.out_of_tree:
-        return f"{said}: the {driver} of Linux does not have it, the one that its maker offers apart does.", "Install that one, or set require_offload to false."
+        reason = f"{said}: the {driver} of Linux does not have it, the one that its maker offers apart does."
+        return reason, "Install that one, or set require_offload to false."
     if known:
         parameter = pools.running(port.state, port.pf)
         why = f" and its parameter {reading.PARAMETER} gives this port {parameter} pools" if parameter is not None else ""

@@ -476,7 +476,8 @@ def test_a_mediated_device_that_vgpu_declared(card, keeper):
     said = refused(it, *two, guest("g3", gpu={"vgpu": FOUR[card]}), says=says)
     assert f"{first}: g1" in said and f"{second}: g2" in said
     # vgpu takes none from a guest, and mdev_info names who has it.
-    hosts.refused(it.sim, f"({first}) is of" if card == "t4" else "is of", "the guest g1 (libvirt; running)", vgpu=[test_vgpu_mdev.at(gpu, state="absent")], allow=("in_use",))
+    absent = [test_vgpu_mdev.at(gpu, state="absent")]
+    hosts.refused(it.sim, f"({first}) is of" if card == "t4" else "is of", "the guest g1 (libvirt; running)", vgpu=absent, allow=("in_use",))
     facts = engine.resource_info(it.sim.host(), "mdev", None)["facts"]
     assert {m["uuid"]: m["holders"] for fact in facts for m in fact["mdevs"]} == {
         first: ["the guest g1 (libvirt; running)"],
