@@ -141,6 +141,8 @@ def _read_variants(files: Files, functions: Mapping[str, Function], drivers: fro
 
 def _read_early(files: Files, stored: Mapping[str, Any], needs: Needs) -> Mapping[str, Any]:
     declared = any(entry["wish"].get("early") for entry in stored["vfio"]["devices"].values())
+    # A parameter that is given back is to go from the copies of modprobe.d, too.
+    declared |= any("pools" in entry.get("touched", ()) for entry in stored["vmdq"]["devices"].values())
     if not (needs.early or declared or files.exists(initramfs.RECORD)):
         return {}
     return {**initramfs.read(files), "builtin": aliases.builtin(files)}

@@ -346,3 +346,14 @@ def test_a_port_that_cannot_give_its_station_up_keeps_it():
     result = call(sim, vmdq=[at(DOUBLE, stations=[]), at(I40E, stations=[{"name": "mv0"}])])
     assert set(result["failures"]) == {DOUBLE, I40E} and "something else by now" in result["failures"][I40E]
     assert sim.snapshot()["vmdq"] == before
+
+
+def test_the_initramfs_forgets_the_parameter_that_is_given_back():
+    """It holds a copy of modprobe.d, and loads the drivers of network cards."""
+    sim = stations()
+    before = len(sim.commands)
+    done = converged(sim, vmdq=[at(DOUBLE, pools=8)])
+    assert any(command[0] == "update-initramfs" for command in sim.commands[before:]) and "make the initramfs anew" in str(done["actions"])
+    before = len(sim.commands)
+    done = converged(sim, vmdq=[at(DOUBLE, state="absent")])
+    assert any(command[0] == "update-initramfs" for command in sim.commands[before:]) and "make the initramfs anew" in str(done["actions"])
