@@ -212,6 +212,12 @@ def test_a_guest_that_does_not_shut_down_is_not_cut_off(host):
     assert host.virt.live == {}
 
 
+def test_without_a_time_to_shut_down_its_power_is_cut_at_once(host):
+    converged(host, guest("g1"))
+    assert texts(converged(host, guest("g1", state="absent"), timeout=0))[0] == "cut its power"
+    assert "shutdown g1" not in host.virt.calls and host.virt.defined == {}
+
+
 # --- Other hands -----------------------------------------------------------------------------------------------------
 
 
