@@ -223,3 +223,9 @@ def uuid_of(machine_id: str, wish: Mapping[str, Any], key: int) -> str:
 
     given: str | None = wish.get("mdevs", {}).get(str(key))
     return given or derived(machine_id, f"{wish['named_after']} vGPU", key)
+
+
+def mdevs_of(machine_id: str, entry: Mapping[str, Any] | None) -> dict[int, str]:
+    """Number of a vGPU -> the UUID that it has as a mediated device, of all that are recorded for a GPU. In the framework of VFIO it has none."""
+    wish: Mapping[str, Any] = entry["wish"] if entry else {"vgpus": {}}
+    return {int(key): uuid_of(machine_id, wish, int(key)) for key in wish["vgpus"]}

@@ -40,7 +40,7 @@ def read(host: Host, state: State, function: Function) -> dict[str, Any] | None:
     said["beside"] = nvidia.beside(said)
     offers = {parent: _offers(host.files, parent, said["types"]) for parent in parents}
     entry = common.stored_entry(state, nvidia.RESOURCE, function.address)
-    ours = _ours(state.machine_id, entry)
+    ours = reading.mdevs_of(state.machine_id, entry)
     if function.address in parents:
         return {**said, **_of_the_gpu(said, function.address, offers[function.address], ours)}
     slots = {index: _slot(said, vf, offers.get(vf, {}), _on(said, vf), ours.get(index)) for index, vf in vfs.items()}
@@ -59,11 +59,6 @@ def _of_these(found: dict[str, Any], parents: Sequence[str]) -> dict[str, Any]:
     """Mediated devices of this GPU; definitions of all, as a UUID may be taken."""
     devices = {uuid: device for uuid, device in found["devices"].items() if device["parent"] in parents}
     return {**found, "devices": devices, "parents": {parent: found["parents"].get(parent, {}) for parent in parents}}
-
-
-def _ours(machine_id: str, entry: Mapping[str, Any] | None) -> dict[int, str]:
-    """Number of a recorded vGPU -> its UUID."""
-    return {index: reading.uuid_of(machine_id, entry["wish"], index) for index in nvidia.known_of(entry)} if entry else {}
 
 
 def _offers(files: Files, parent: str, types: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -37,8 +37,8 @@ def read(host: Host, state: State, function: Function) -> dict[str, Any] | None:
 def _left(host: Host, state: State, pf: str) -> list[tuple[str, str, dict[str, Any]]]:
     """Parent, UUID and definition of what mdevctl keeps of ours for VFs that are not there now."""
     entry = common.stored_entry(state, nvidia.RESOURCE, pf)
-    ours = [reading.uuid_of(state.machine_id, entry["wish"], index) for index in nvidia.known_of(entry)] if entry else []
-    kept = [(parent, uuid, mdev.definition(host.files, parent, uuid)) for parent in host.files.names(mdev.DEFINED) if ours for uuid in ours]
+    ours = reading.mdevs_of(state.machine_id, entry).values()
+    kept = [(parent, uuid, mdev.definition(host.files, parent, uuid)) for parent in host.files.names(mdev.DEFINED) for uuid in ours]
     return [(parent, uuid, found) for parent, uuid, found in kept if found]
 
 
