@@ -64,6 +64,10 @@ def no_command(name: str) -> str | None:
     return None if shutil.which(name) else f"{name} is not installed; `make setup` installs it on Debian and Ubuntu"
 
 
+def no_nvidia() -> str | None:
+    return None if Path("/proc/driver/nvidia/gpus").is_dir() else "this machine has no NVIDIA GPU with its driver"
+
+
 def no_engine() -> str | None:
     """A container engine that answers; a client without its daemon does not."""
     for engine in ("podman", "docker"):
@@ -226,6 +230,8 @@ def machines() -> list[Part]:
              hindrance=no_path("lab/lab"), groups=("boot",), limit=2400),
         tool("boot-all", "every boot loader, and 30 power cuts", ["tests/boot/run", "all"],
              hindrance=no_path("lab/lab"), groups=("boot-all",), limit=14400),
+        tool("hardware", "what is told of this machine's NVIDIA GPUs, against nvidia-smi and the configuration space; reads only",
+             ["tests/hardware/run", "--require"], hindrance=no_nvidia(), groups=("hardware",)),
         tool("container", "molecule's container scenario", ["molecule", "test", "-s", "container"],
              hindrance=no_path("molecule/container") or no_engine(), groups=("container",), limit=900),
     ]
