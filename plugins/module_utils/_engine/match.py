@@ -82,7 +82,7 @@ def select(state: State, match: Mapping[str, Any], gone: Sequence[Function] = ()
 
 def _is_meant(function: Function, match: Mapping[str, Any]) -> bool:
     """A parent that is no function of PCI is found by its name alone, not by a pattern that was meant for addresses."""
-    return function.bus not in sysfs.BY_NAME or bool(match.get(PARENT)) or function.address in match.get("address", ())
+    return function.bus not in sysfs.BY_NAME or bool(match.get(PARENT)) or function.address in (match.get("address") or ())
 
 
 def _matches(state: State, function: Function, match: Mapping[str, Any]) -> bool:

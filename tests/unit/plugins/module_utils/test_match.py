@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.iovirt.host.plugins.module_utils._engine import aliases, match
+from ansible_collections.iovirt.host.plugins.module_utils._engine import aliases, match, spec
 from ansible_collections.iovirt.host.plugins.module_utils._engine.read import Needs, read_state
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     DISK,
@@ -143,3 +143,11 @@ def test_a_description_names_what_was_said():
 def test_a_number_is_no_id():
     """YAML makes 4347 of an unquoted 0x10fb: four digits, and another device."""
     refused(lab(), "vfio[0]", "device 4347 is a number", "in quotes", vfio=[{"match": {"device": [4347]}}])
+
+
+def test_a_parent_that_is_no_function_is_in_nobodys_way():
+    """Ansible hands on a key that is not set as null; lab: a host with mtty refused every wish without an address."""
+    sim = lab()
+    sim.mdev.add_samples()
+    selector = {**dict.fromkeys(spec.SELECTOR), "driver": ["igb"]}
+    assert call(sim, sriov=[{"match": selector, "state": "present", "vf_count": 1}])["failures"] == {}
