@@ -153,7 +153,8 @@ def vf_of(lab: Any, index: int) -> dict[str, Any]:
 
 
 def test_every_attribute_of_a_vf(netdevsim: Any) -> None:
-    """Set, the same after another count, one rate changed with the other kept, handed back as it was exported, given back."""
+    """Set, the same after another count, one rate changed with the other kept, handed back as it was exported, given back. What a VF had before
+    cannot be seen again: netdevsim keeps a VF's attributes while there are no VFs (vfconfigs in drivers/net/netdevsim/dev.c)."""
     lab = netdevsim
     made(lab, vf_count=2)
     before = [vf_of(lab, index) for index in range(2)]
@@ -170,8 +171,6 @@ def test_every_attribute_of_a_vf(netdevsim: Any) -> None:
     assert handed.get("changed") is False and handed["actions"] == [], handed
     made(lab, vf_count=2, **wish)
     given_back(lab)
-    made(lab, vf_count=2)
-    assert [vf_of(lab, index) for index in range(2)] == before
 
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
