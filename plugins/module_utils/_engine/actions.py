@@ -750,11 +750,12 @@ def _packed() -> tuple[Any, ...]:
     from .kvm import daemons, hugepages, ksm, objects, users
     from .loaders import bls, edited, grub, ostree, proxmox, uki
     from .mdev import steps as mdev_steps
-    from .vgpu import mig_steps, nvidia_steps
+    from .vgpu import intel_steps, mig_steps, nvidia_steps
     from .vmdq import steps as of_vmdq
 
     kvm_host = (daemons, hugepages, ksm, objects, users)
-    return (initramfs, modprobe, steps, *kvm_host, bls, edited, grub, ostree, proxmox, uki, of_vmdq, mdev_steps, nvidia_steps, mig_steps)
+    vgpus = (intel_steps, mig_steps, nvidia_steps)
+    return (initramfs, modprobe, steps, *kvm_host, bls, edited, grub, ostree, proxmox, uki, of_vmdq, mdev_steps, *vgpus)
 
 
 TABLE: Mapping[str, Step] = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import after_link, boot, guards, initramfs, match, read, report, store
 from .drivers import is_vfio
-from .errors import EngineError
+from .errors import EngineError, explain
 from .host import Host
 from .model import DANGERS, HOST, Action, Outcome, Plan, Refusal, State
 from .plain import dataclass
@@ -114,7 +114,7 @@ def devices_in_turn(host: Host, wishes: Wishes, options: Options, call: Call) ->
             before = state.replay
             try:
                 state = _read_again(host, state, outcome, wishes, options)
-            except EngineError as error:
+            except (EngineError, OSError) as error:
                 said = [text for text in (outcome.failures.get(HOST), _not_seen_again(outcome, error)) if text]
                 outcome.failures[HOST] = "\n".join(said)
             if outcome.failures and call.declare:
@@ -173,11 +173,12 @@ def _read_again(host: Host, state: State, outcome: Outcome, wishes: Wishes, opti
     return read_more(host, read.read_state(host, Needs(), known), wishes, options)
 
 
-def _not_seen_again(outcome: Outcome, error: EngineError) -> str:
+def _not_seen_again(outcome: Outcome, error: EngineError | OSError) -> str:
     """Why the report is of before: what was done is done, whatever cannot be read now."""
     units = ", ".join(dict.fromkeys(action.unit for action in outcome.done))
     done = f"all that was to be done on {units} was done and stays" if units else "nothing is left done"
-    return f"{HOST}: {done}, but the host could not be read again, so what is reported of devices is from before: {error} Run again."
+    why = f"{explain(error)}." if isinstance(error, OSError) else error
+    return f"{HOST}: {done}, but the host could not be read again, so what is reported of devices is from before: {why} Run again."
 
 
 def read_more(host: Host, state: State, wishes: Wishes, options: Options) -> State:

@@ -444,9 +444,10 @@ def begin_command(argv: list[str], data: str = "") -> Answer:
     where ansible-test forbids the subprocess module. Input and output go through memory files, so neither can block on a full pipe.
     """
     environment = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:{os.defpath}:/usr/sbin:/sbin".lstrip(":")}
-    streams = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
+    streams: list[int] = []
     try:
-        os.pwrite(streams[0], data.encode(), 0)
+        streams += [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
+        os.pwrite(streams[0], data.encode(errors="surrogateescape"), 0)
         child = os.posix_spawn(
             _program(argv[0], environment["PATH"]),
             argv,
@@ -455,19 +456,27 @@ def begin_command(argv: list[str], data: str = "") -> Answer:
             # Python ignores them; a shell script's 'x | head -1' counts on the first.
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         for stream in streams:
             os.close(stream)
-        # A command that is not there is an answer like any other: whoever asked has the sentence for it.
-        missing = (127, "", f"{argv[0]}: {os.strerror(error.errno or errno.ENOENT)}")
+        # A command that is not there is an answer like any other, and so is a word that no command can be given (a zero byte): whoever
+        # asked has the sentence for it.
+        said = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        missing = (127, "", f"{argv[0]}: {said}")
         return lambda: missing
     return lambda: _ended(child, streams)
 
 
 def _program(name: str, path: str) -> str:
-    """Where a command is, as execvp(3) looks for it."""
-    places = [f"{folder}/{name}" for folder in path.split(":") if folder] if "/" not in name else []
-    return next((place for place in places if os.access(place, os.X_OK) and not os.path.isdir(place)), name)
+    """Where a command is, as execvp(3) looks for it, but never in the current folder nor in one that is named from there: whoever can write
+    there must not become root."""
+    if "/" in name:
+        return name
+    places = (f"{folder}/{name}" for folder in path.split(":") if folder.startswith("/"))
+    found = next((place for place in places if os.access(place, os.X_OK) and not os.path.isdir(place)), None)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return found
 
 
 def _ended(child: int, streams: Sequence[int]) -> tuple[int, str, str]:

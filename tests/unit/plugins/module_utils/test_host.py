@@ -314,6 +314,24 @@ def test_a_missing_command_is_an_answer():
     assert "iovirt-no-such-command" in err
 
 
+def test_a_command_is_never_taken_from_the_current_folder(tmp_path, monkeypatch):
+    """Root may stand in a folder into which others write, and many a tool that is asked for is not installed."""
+    program = tmp_path / "iovirt-no-such-command"
+    program.write_text("#!/bin/sh\necho taken\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    assert run_command([program.name])[:2] == (127, "")
+    monkeypatch.setenv("PATH", f".:{os.environ['PATH']}")
+    assert run_command([program.name])[:2] == (127, "")
+
+
+def test_a_word_that_no_command_can_be_given_is_an_answer():
+    before = len(os.listdir("/proc/self/fd"))
+    assert run_command(["echo", "a\0b"])[:2] == (127, "")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+
 def test_a_killed_command_says_so():
     assert run_command(["sh", "-c", "kill -9 $$"])[0] == 128 + signal.SIGKILL
 

@@ -9,8 +9,10 @@ A kind of step that is new needs a line in SCENARIOS: a host and a call in which
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import inspect
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import (
@@ -534,6 +536,14 @@ def moments(kind):
 
 
 CASES = [(kind, number) for kind in SCENARIOS for number in moments(kind)]
+
+
+def test_what_a_step_imports_when_it_is_taken_is_in_the_payload():
+    """Ansible packs what it sees imported; a name in a text it does not see."""
+    tree = ast.parse(inspect.getsource(actions))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_later"]
+    named = {f"{actions.__package__}.{ast.literal_eval(call_.args[0])}" for call_ in calls}
+    assert len(named) > 5 and named <= {module.__name__ for module in actions._packed()}
 
 
 def test_each_kind_does_something_that_can_fail():
