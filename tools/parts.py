@@ -226,6 +226,8 @@ def machines() -> list[Part]:
              hindrance=no_path("molecule/lab") or no_path("lab/lab"), groups=("lab",), limit=3600),
         tool("lab-bare", "a real kernel: the other half, on a lab host of its own", ["tests/lab/run", "bare"],
              hindrance=no_path("lab/lab"), groups=("lab",), limit=3600),
+        tool("lab-alone", "a real kernel: mediated devices and VMDq, each file on a lab host of its own", ["tests/lab/run", "alone"],
+             hindrance=no_path("lab/lab"), groups=("lab",), limit=3600),
         tool("boot", "boot loaders and AMD-Vi with real reboots, a slice by the commit", ["tests/boot/run"],
              hindrance=no_path("lab/lab"), groups=("boot",), limit=2400),
         tool("boot-all", "every boot loader, and 30 power cuts", ["tests/boot/run", "all"],
