@@ -224,7 +224,8 @@ def _is_meant(share: Share, request: Request) -> bool:
     if "uuid" in item:
         return bool(share.name == item["uuid"])
     if "pool" in item:
-        return bool(share.pool == item["pool"])
+        # What is in none has no name of one either.
+        return share.declared and bool(share.pool) and bool(share.pool == item["pool"])
     return share.declared and share.is_of(item["type"]) and item.get("parent") in (None, share.parent)
 
 

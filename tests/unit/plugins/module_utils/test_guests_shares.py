@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, host_info
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
+from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import shares
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import (
     guests_hosts,
     hosts,
@@ -141,6 +142,15 @@ def test_a_foreign_one_by_its_uuid_alone():
     assert set(mdevs(it)) == {D}
 
 
+def test_a_pool_that_is_empty_is_none():
+    """What is in no pool, others' included, is not found by the name of none."""
+    for declared, pool, asked in ((True, "", ""), (False, "", ""), (False, "lines", "lines")):
+        share = shares.Share(A, "mtty-2", device_api="vfio-pci", pool=pool, declared=declared)
+        assert not shares._is_meant(share, shares.Request("g1", "mdev", 0, {"pool": asked}))
+    share = shares.Share(A, "mtty-2", device_api="vfio-pci", pool="lines", declared=True)
+    assert shares._is_meant(share, shares.Request("g1", "mdev", 0, {"pool": "lines"}))
+
+
 def test_one_that_was_made_anew_under_another_uuid():
     it = host(on(uuids=[A]))
     converged(it, guest("g1", **want(), state="present"))
@@ -209,6 +219,9 @@ def test_near():
         ({}, "mdev[0]: a mediated device is asked by type, pool or uuid, one of them"),
         ({"type": "mtty-2", "uuid": A}, "one of them"),
         ({"uuid": "12345"}, "mdev[0]: '12345' is no UUID"),
+        ({"pool": ""}, "mdev[0]: pool is empty. Name it, or leave the device out."),
+        ({"type": ""}, "mdev[0]: type is empty. Name it, or leave the device out."),
+        ({"uuid": ""}, "mdev[0]: uuid is empty. Name it, or leave the device out."),
         ({"uuid": A, "parent": "mtty"}, "parent means nothing beside uuid"),
         ({"pool": "screens", "parent": "mdpy"}, "parent means nothing beside pool"),
         ({"uuid": A, "numa": "near"}, "numa means nothing beside uuid"),
