@@ -412,6 +412,18 @@ def test_a_vgpu_that_is_a_vf():
     converged(it, *(guest(name, state="absent") for name in ("g1", "g2", "g3")))
 
 
+def test_a_vf_with_another_type_than_the_declared_one_is_not_declared():
+    it = vendor(test_vgpu.on(Q12, 1))
+    vf = it.sim.functions[GPU].vfs[0]
+    for number in ("0", "1155"):
+        it.sim.write(f"/sys/bus/pci/devices/{vf}/nvidia/current_vgpu_type", number)
+    said = refused(it, guest("g1", gpu={"vgpu": "L40S-24Q"}), says="no vGPU of the type 'L40S-24Q' is declared on this host")
+    assert f"{vf} ({Q24} of {GPU}; not declared)" in said
+    refused(it, guest("g1", gpu={"vgpu": Q12}), says="is declared on this host")
+    hosts.converged(it.sim, vgpu=[test_vgpu.on(Q12, 1)])
+    converged(it, guest("g1", gpu={"vgpu": Q12}))
+
+
 def test_memory_is_pinned_for_a_vf():
     it = vendor(test_vgpu.on(Q12, 2))
     two = [guest(name, gpu={"vgpu": Q12}, memory="3G") for name in ("g1", "g2")]
