@@ -151,7 +151,7 @@ def _steps(change: nvidia.Change) -> nvidia.Steps:
     for index, _number in sorted(change.dropped.items()):
         slot = change.facts["slots"][index]
         steps = parents.setdefault(slot["address"], machinery.Steps(change.state, slot["address"]))
-        steps.give_back(_uuid(change, index), origins.get(str(index), machinery.NOTHING))
+        steps.give_back(_uuid_before(change, index), origins.get(str(index), machinery.NOTHING))
     for index, number in sorted(change.chosen.items()):
         slot = change.facts["slots"].get(index)
         if slot and number in slot["ids"]:
@@ -173,6 +173,11 @@ def _uncertain(action: Action) -> Action:
 
 def _uuid(change: nvidia.Change, index: int) -> str:
     return reading.uuid_of(change.state.machine_id, change.wish, index)
+
+
+def _uuid_before(change: nvidia.Change, index: int) -> str:
+    """As it was recorded: of somebody else's that is no longer wished the new wish has lost the UUID."""
+    return reading.uuid_of(change.state.machine_id, change.entry["wish"] if change.entry else change.wish, index)
 
 
 def _keep(change: nvidia.Change, index: int, number: int, steps: machinery.Steps) -> None:

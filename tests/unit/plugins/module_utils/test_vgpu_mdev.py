@@ -161,6 +161,19 @@ def test_what_others_made_and_is_declared_is_not_changed_either():
     assert sim.mdev.devices[FOREIGN].type == "nvidia-232"
 
 
+@pytest.mark.parametrize("card", CARDS)
+def test_what_others_made_and_defined_is_given_back_under_its_own_uuid(card):
+    sim = host(card)
+    parent = T4 if card == "t4" else sim.functions[A2].vfs[0]
+    sim.mdev.make(FOREIGN, parent, TYPES[card][1])
+    sim.mdev._save(FOREIGN, parent, {"mdev_type": TYPES[card][1], "start": "manual", "attrs": []})
+    before = {p: text for p, text in sim.files.items() if p.startswith("/etc/mdevctl.d/")}
+    converged(sim, vgpu=[on(card, TYPES[card][0], 1)])
+    converged(sim, vgpu=[on(card, TYPES[card][0], 0)])
+    assert {p: text for p, text in sim.files.items() if p.startswith("/etc/mdevctl.d/")} == before
+    assert list(sim.mdev.devices) == [FOREIGN]
+
+
 def test_another_type_of_somebody_else_is_nobodys_to_take():
     sim = host()
     vf = sim.functions[A2].vfs[0]
