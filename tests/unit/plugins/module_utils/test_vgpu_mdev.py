@@ -245,6 +245,49 @@ def test_what_mdevctl_keeps_for_vfs_that_are_gone_goes_too():
     assert not [p for p in sim.files if p.startswith(("/etc/mdevctl.d/", "/etc/iovirt/"))]
 
 
+def definitions(sim):
+    """UUID -> type, as mdevctl keeps it."""
+    return {p.rpartition("/")[2]: json.loads(text)["mdev_type"] for p, text in sim.files.items() if p.startswith("/etc/mdevctl.d/")}
+
+
+def test_what_others_had_defined_stays_where_the_vfs_are_gone():
+    sim = host()
+    vf = sim.functions[A2].vfs[0]
+    sim.mdev.make(FOREIGN, vf, "nvidia-746")
+    sim.mdev._save(FOREIGN, vf, {"mdev_type": "nvidia-746", "start": "auto", "attrs": []})
+    converged(sim, vgpu=[on("a2", "A2-4Q", 2)])
+    sim.vgpu.reload(A2)
+    assert len(definitions(sim)) == 2
+    converged(sim, vgpu=[at(A2, state="absent")])
+    assert definitions(sim) == {FOREIGN: "nvidia-746"}
+
+
+def test_what_the_collection_defined_for_others_goes_where_the_vfs_are_gone():
+    sim = host()
+    sim.mdev.make(FOREIGN, sim.functions[A2].vfs[0], "nvidia-746")
+    converged(sim, vgpu=[on("a2", "A2-4Q", 1)])
+    after_a_reboot(sim)
+    assert definitions(sim) == {FOREIGN: "nvidia-746"}
+    sim.vgpu.reload(A2)
+    converged(sim, vgpu=[at(A2, state="absent")])
+    assert definitions(sim) == {}
+
+
+@pytest.mark.parametrize(("type_", "id_"), [("A2-4Q", "nvidia-746"), ("A2-8Q", "nvidia-747")])
+def test_what_mdevctl_keeps_of_an_old_wish_goes_before_the_vfs_come(type_, id_):
+    """Its rule would start that with the VFs."""
+    sim = host()
+    converged(sim, vgpu=[on("a2", "A2-4Q", 2)])
+    first = next(iter(sim.mdev.devices))
+    sim.vgpu.reload(A2)
+    sim.mdev.rule_works = True
+    sim.log.clear()
+    converged(sim, vgpu=[on("a2", type_, 1)])
+    assert {uuid: device.type for uuid, device in sim.mdev.devices.items()} == definitions(sim) == {first: id_}
+    # What stays as it is keeps its definition.
+    assert len([text for text in written(sim) if text.startswith("undefine")]) == (1 if type_ == "A2-4Q" else 2)
+
+
 # --- What is refused -----------------------------------------------------------------------------------------------
 
 
