@@ -177,7 +177,7 @@ def converge(state: State, targets: Sequence[Target], options: Options, stepping
     if common.refuse_all(result, division.refusals + _not_possible(first, chosen, mine, facts, division)):
         return result
     wish = _recorded(state, pf, facts, chosen, layout, entry)
-    result.warnings += common.overruled(state, RESOURCE, pf, wish, options)
+    result.warnings += _undeclared_instances(pf, facts, chosen, layout) + common.overruled(state, RESOURCE, pf, wish, options)
     change = Change(state, pf, facts, wish, entry, chosen, dropped, bool(division.steps) or division.waits)
     steps = stepping(change)
     if _in_use(result, change, steps, options, division):
@@ -383,6 +383,14 @@ def _no_instances(target: Target, _chosen: Any, after: Mapping[int, int], facts:
             reason = f"its vGPUs need {count} GPU instances {name}, and there will be {division.instances[name]}."
             return [refusal(target, reason, "Wish them with mig (instances), or lower the counts.")]
     return []
+
+
+def _undeclared_instances(pf: str, facts: Mapping[str, Any], chosen: Mapping[int, int], layout: mig.Layout | None) -> list[str]:
+    """No GPU instance outlives a boot, and the replay makes those that are recorded."""
+    if (layout and layout.instances is not None) or not any(facts["types"][number]["mig"] for number in chosen.values()):
+        return []
+    reason = "its GPU instances are lost with the next boot, and nothing declares them"
+    return [f"{pf}: {reason}: wish mig with instances, or its vGPUs stay away then."]
 
 
 def _no_room_now(target: Target, chosen: Mapping[int, int], facts: Mapping[str, Any]) -> list[Refusal]:
