@@ -55,8 +55,9 @@ class Change:
 
     @property
     def todo(self) -> dict[int, int]:
-        """The slots that do not have what they shall have."""
-        wanted = {**self.dropped, **self.chosen}
+        """The slots that do not have what they shall have. Nothing can be given back to one that is gone, where others are there."""
+        slots = self.facts["slots"]
+        wanted = {index: number for index, number in {**self.dropped, **self.chosen}.items() if index in slots or not slots}
         return {index: number for index, number in sorted(wanted.items()) if now(self.facts).get(index, 0) != number}
 
 
@@ -301,7 +302,7 @@ def _not_possible(
     all, and, where nothing goes before, what each slot can have now."""
     types, current = facts["types"], now(facts)
     after = Counter(n for n in {**{i: n for i, n in current.items() if i not in known}, **chosen}.values() if n in types)
-    checks = (_others_type, _wrong_mode, _above_most, _sizes_differ, _no_memory, _no_instances)
+    checks = (_no_slot, _others_type, _wrong_mode, _above_most, _sizes_differ, _no_memory, _no_instances)
     for check in checks:
         wrong = check(target, chosen, after, facts, division)
         if wrong:
@@ -309,6 +310,15 @@ def _not_possible(
     if division.steps or division.waits or any(current.get(index) and chosen.get(index) != current[index] for index in known):
         return []
     return _no_room_now(target, chosen, facts)
+
+
+def _no_slot(target: Target, chosen: Mapping[int, int], _after: Any, facts: Mapping[str, Any], _division: Any) -> list[Refusal]:
+    """What is recorded of a VF that is gone, while others are there."""
+    gone = [where(facts, index) for index in chosen if facts["slots"] and index not in facts["slots"]]
+    if not gone:
+        return []
+    way_out = "Let sriov-manage make its VFs anew, or declare its vGPUs anew (type and count)."
+    return [refusal(target, f"there is no {gone[0]}, for which a vGPU is declared.", way_out)]
 
 
 def _others_type(target: Target, chosen: Mapping[int, int], _after: Any, facts: Mapping[str, Any], _division: Any) -> list[Refusal]:

@@ -288,6 +288,35 @@ def test_what_mdevctl_keeps_of_an_old_wish_goes_before_the_vfs_come(type_, id_):
     assert len([text for text in written(sim) if text.startswith("undefine")]) == (1 if type_ == "A2-4Q" else 2)
 
 
+def lose_a_vf(sim, index):
+    """Somebody made fewer VFs than sriov-manage does."""
+    for vf in sim.functions[A2].vfs[index:]:
+        sim.mdev.unregister(vf)
+        sim.mdev.parents.pop(vf)
+        sim._vanish(sim.functions[A2], vf)
+    sim._tree = None
+
+
+@pytest.mark.parametrize("keeper", [True, False])
+def test_a_vf_that_is_gone_loses_what_mdevctl_keeps(keeper):
+    sim = host(keeper=keeper)
+    converged(sim, vgpu=[on("a2", "A2-4Q", 2)])
+    first = next(iter(sim.mdev.devices))
+    lose_a_vf(sim, 1)
+    converged(sim, vgpu=[on("a2", "A2-4Q", 1)])
+    assert list(sim.mdev.devices) == [first]
+    assert definitions(sim) == ({first: "nvidia-746"} if keeper else {})
+
+
+def test_a_vf_that_is_gone_is_told_of_by_the_replay():
+    sim = host()
+    converged(sim, vgpu=[on("a2", "A2-4Q", 2)])
+    lose_a_vf(sim, 1)
+    failures = replay.run(sim.host(environment={}, sources=None), None)["failures"]
+    assert "there is no VF 1" in str(failures)
+    assert len(sim.mdev.devices) == 1
+
+
 # --- What is refused -----------------------------------------------------------------------------------------------
 
 
