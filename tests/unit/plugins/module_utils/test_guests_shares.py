@@ -348,6 +348,22 @@ def test_check_mode_sees_what_the_devices_call_makes(start):
     quiet(it, *guests, assume={"mdevs": call(it.sim, mdev=wishes)["predicted"].get("mdevs", {})})
 
 
+def test_check_mode_sees_a_subchannel_that_the_same_run_gives_to_vfio_ccw():
+    """It is no parent before, so that the kernel names no API of its type."""
+    it = host()
+    it.sim.mdev.add_subchannels()
+    wishes = [on("0.0.0313", "vfio_ccw-io", uuids=[A])]
+    predicted = call(it.sim, mdev=wishes, check=True)["predicted"]
+    share = guest("g1", mdev=[{"type": "I/O subchannel (Non-QDIO)"}])
+    announced = it.call(share, check=True, assume=predicted)
+    with pytest.raises(EngineError, match="the API of its type is vfio-ccw"):
+        it.call(guest("g1", mdev=[{"uuid": A, "display": True}], display={"model": "emulated"}), check=True, assume=predicted)
+    assert call(it.sim, mdev=wishes)["failures"] == {}
+    result = it.call(share)
+    assert (result["failures"], result["actions"], result["diff"]) == ({}, announced["actions"], announced["diff"])
+    assert mdevs(it)[A]["model"] == "vfio-ccw"
+
+
 def test_a_run_does_not_believe_what_was_announced():
     it = host()
     announced = {"mdevs": call(it.sim, mdev=[on(uuids=[A])], check=True)["predicted"]["mdevs"]}
