@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .. import sysfs
 from ..errors import EngineError
 from ..host import Host
+from ..mdev import ccw
 from ..mdev import facts as mdev
 from ..model import Function, Refusal, State
 from ..plain import dataclass
@@ -117,7 +119,7 @@ def _mediated(state: State, coming: Mapping[str, Any]) -> Iterator[Share]:
     first = sorted((name for name in declared if name in active), key=lambda name: active[name]["parent"])
     for name in [*first, *(name for name in active if name not in declared)]:
         parent, type_ = active[name]["parent"], active[name]["type"]
-        types = state.more[MDEV]["parents"].get(parent, {}).get(type_, {})
+        types = _type(state, parent, type_)
         function = state.functions.get(parent)
         yield Share(
             name=name,
@@ -130,6 +132,12 @@ def _mediated(state: State, coming: Mapping[str, Any]) -> Iterator[Share]:
             node=function.numa_node if function else -1,
             declared=name in declared,
         )
+
+
+def _type(state: State, parent: str, type_: str) -> Mapping[str, Any]:
+    """What is known of a type. A subchannel that the same run gives to vfio_ccw is no parent yet."""
+    types: Mapping[str, Mapping[str, Any]] = state.more[MDEV]["parents"].get(parent) or (ccw.TYPES if sysfs.bus_of(parent) == sysfs.CSS else {})
+    return types.get(type_, {})
 
 
 def _declared(state: State) -> dict[str, Mapping[str, Any]]:
@@ -224,7 +232,8 @@ def _is_meant(share: Share, request: Request) -> bool:
     if "uuid" in item:
         return bool(share.name == item["uuid"])
     if "pool" in item:
-        return bool(share.pool == item["pool"])
+        # What is in none has no name of one either.
+        return share.declared and bool(share.pool) and bool(share.pool == item["pool"])
     return share.declared and share.is_of(item["type"]) and item.get("parent") in (None, share.parent)
 
 

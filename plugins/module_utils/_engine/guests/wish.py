@@ -333,7 +333,9 @@ def _check_mdev(wish: Wish) -> Wrong:
             continue
         for key in sorted(set(item) - {given[0], *_MDEV[given[0]], "display", "ramfb"}):
             yield f"{here}: {key} means nothing beside {given[0]}.", f"Leave {key} out."
-        if "uuid" in item and not _UUID.fullmatch(item["uuid"]):
+        if not item[given[0]]:
+            yield f"{here}: {given[0]} is empty.", "Name it, or leave the device out."
+        elif "uuid" in item and not _UUID.fullmatch(item["uuid"]):
             yield f"{here}: {item['uuid']!r} is no UUID.", "A UUID is 8-4-4-4-12 hexadecimal digits, as uuidgen prints it."
         yield from _check_shown(here, item)
 

@@ -372,13 +372,25 @@ def _taken_by(state: State, parent: str, name: str, wanted: Mapping[str, Any], o
     if elsewhere:
         return f"is defined on {elsewhere[0]} ({reading.DEFINED}/{elsewhere[0]}/{name})."
     if ours:
-        return None
+        return _was_there(state, parent, name, wanted) if found else None
     if found and found["type"] != wanted["type"]:
         return f"is of a {found['type']}, which the collection did not make."
     if found and _other_attributes(found, wanted["attributes"], (defined or {}).get("attributes", [])):
         return "is of a device that the collection did not make, with other attributes or some that nobody knows."
     if defined and defined.get("type") != wanted["type"]:
         return f"is defined with the type {defined.get('type')}, and the collection did not do that."
+    return None
+
+
+def _was_there(state: State, parent: str, name: str, wanted: Mapping[str, Any]) -> str | None:
+    """What was declared as somebody else had it is not made anew for another wish."""
+    entry, found = common.stored_entry(state, NAME, parent), state.more[NAME]["devices"][name]
+    if not _origins(entry).get(name, NOTHING)["active"]:
+        return None
+    if found["type"] != wanted["type"]:
+        return f"is of a {found['type']} that was there before the collection."
+    if _other_attributes(found, wanted["attributes"], _known(entry)[name]["attributes"]):
+        return "is of a device that was there before the collection, with other attributes."
     return None
 
 

@@ -55,8 +55,9 @@ class Change:
 
     @property
     def todo(self) -> dict[int, int]:
-        """The slots that do not have what they shall have."""
-        wanted = {**self.dropped, **self.chosen}
+        """The slots that do not have what they shall have. Nothing can be given back to one that is gone, where others are there."""
+        slots = self.facts["slots"]
+        wanted = {index: number for index, number in {**self.dropped, **self.chosen}.items() if index in slots or not slots}
         return {index: number for index, number in sorted(wanted.items()) if now(self.facts).get(index, 0) != number}
 
 
@@ -177,7 +178,7 @@ def converge(state: State, targets: Sequence[Target], options: Options, stepping
     if common.refuse_all(result, division.refusals + _not_possible(first, chosen, mine, facts, division)):
         return result
     wish = _recorded(state, pf, facts, chosen, layout, entry)
-    result.warnings += common.overruled(state, RESOURCE, pf, wish, options)
+    result.warnings += _undeclared_instances(pf, facts, chosen, layout) + common.overruled(state, RESOURCE, pf, wish, options)
     change = Change(state, pf, facts, wish, entry, chosen, dropped, bool(division.steps) or division.waits)
     steps = stepping(change)
     if _in_use(result, change, steps, options, division):
@@ -301,7 +302,7 @@ def _not_possible(
     all, and, where nothing goes before, what each slot can have now."""
     types, current = facts["types"], now(facts)
     after = Counter(n for n in {**{i: n for i, n in current.items() if i not in known}, **chosen}.values() if n in types)
-    checks = (_others_type, _wrong_mode, _above_most, _sizes_differ, _no_memory, _no_instances)
+    checks = (_no_slot, _others_type, _wrong_mode, _above_most, _sizes_differ, _no_memory, _no_instances)
     for check in checks:
         wrong = check(target, chosen, after, facts, division)
         if wrong:
@@ -309,6 +310,15 @@ def _not_possible(
     if division.steps or division.waits or any(current.get(index) and chosen.get(index) != current[index] for index in known):
         return []
     return _no_room_now(target, chosen, facts)
+
+
+def _no_slot(target: Target, chosen: Mapping[int, int], _after: Any, facts: Mapping[str, Any], _division: Any) -> list[Refusal]:
+    """What is recorded of a VF that is gone, while others are there."""
+    gone = [where(facts, index) for index in chosen if facts["slots"] and index not in facts["slots"]]
+    if not gone:
+        return []
+    way_out = "Let sriov-manage make its VFs anew, or declare its vGPUs anew (type and count)."
+    return [refusal(target, f"there is no {gone[0]}, for which a vGPU is declared.", way_out)]
 
 
 def _others_type(target: Target, chosen: Mapping[int, int], _after: Any, facts: Mapping[str, Any], _division: Any) -> list[Refusal]:
@@ -383,6 +393,14 @@ def _no_instances(target: Target, _chosen: Any, after: Mapping[int, int], facts:
             reason = f"its vGPUs need {count} GPU instances {name}, and there will be {division.instances[name]}."
             return [refusal(target, reason, "Wish them with mig (instances), or lower the counts.")]
     return []
+
+
+def _undeclared_instances(pf: str, facts: Mapping[str, Any], chosen: Mapping[int, int], layout: mig.Layout | None) -> list[str]:
+    """No GPU instance outlives a boot, and the replay makes those that are recorded."""
+    if (layout and layout.instances is not None) or not any(facts["types"][number]["mig"] for number in chosen.values()):
+        return []
+    reason = "its GPU instances are lost with the next boot, and nothing declares them"
+    return [f"{pf}: {reason}: wish mig with instances, or its vGPUs stay away then."]
 
 
 def _no_room_now(target: Target, chosen: Mapping[int, int], facts: Mapping[str, Any]) -> list[Refusal]:

@@ -148,16 +148,20 @@ def _steps(change: nvidia.Change) -> nvidia.Steps:
     """One after the other: what stops, the definitions, what starts; all of them share the fate of the GPU."""
     parents: dict[str, machinery.Steps] = {}
     origins = change.entry["origin"].get("mdevs", {}) if change.entry else {}
+    undefined: list[Action] = []
     for index, _number in sorted(change.dropped.items()):
-        slot = change.facts["slots"][index]
+        slot = change.facts["slots"].get(index)
+        if slot is None:
+            undefined += _undefined(change, _uuid_before(change, index), origins.get(str(index), machinery.NOTHING))
+            continue
         steps = parents.setdefault(slot["address"], machinery.Steps(change.state, slot["address"]))
-        steps.give_back(_uuid(change, index), origins.get(str(index), machinery.NOTHING))
+        steps.give_back(_uuid_before(change, index), origins.get(str(index), machinery.NOTHING))
     for index, number in sorted(change.chosen.items()):
         slot = change.facts["slots"].get(index)
         if slot and number in slot["ids"]:
             steps = parents.setdefault(slot["address"], machinery.Steps(change.state, slot["address"]))
             _keep(change, index, number, steps)
-    actions = [replace(action, unit=change.pf) for steps in parents.values() for action in steps.actions()]
+    actions = [*undefined, *(replace(action, unit=change.pf) for steps in parents.values() for action in steps.actions())]
     stops = [action for action in actions if action.kind == "mdev_stop"]
     moved = bool(stops) or change.other
     return nvidia.Steps(
@@ -173,6 +177,20 @@ def _uncertain(action: Action) -> Action:
 
 def _uuid(change: nvidia.Change, index: int) -> str:
     return reading.uuid_of(change.state.machine_id, change.wish, index)
+
+
+def _uuid_before(change: nvidia.Change, index: int) -> str:
+    """As it was recorded: of somebody else's that is no longer wished the new wish has lost the UUID."""
+    return reading.uuid_of(change.state.machine_id, change.entry["wish"] if change.entry else change.wish, index)
+
+
+def _undefined(change: nvidia.Change, uuid: str, before: Mapping[str, Any]) -> list[Action]:
+    """What mdevctl keeps for a VF that is gone, it would start once that is there again."""
+    found = change.facts["mdev"]
+    if not found["keeper"] or before["defined"] is not None:
+        return []
+    kept = [(parent, devices[uuid]) for parent, devices in found["defined"].items() if uuid in devices]
+    return [machinery.undefine(change.pf, parent, uuid, definition) for parent, definition in kept]
 
 
 def _keep(change: nvidia.Change, index: int, number: int, steps: machinery.Steps) -> None:

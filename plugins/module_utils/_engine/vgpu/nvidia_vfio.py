@@ -48,10 +48,8 @@ def converge(state: State, targets: Sequence[Target], options: Options) -> Plan:
 
 
 def give_back(state: State, target: Target, options: Options) -> Plan:
-    """What puts it back as it was. mdevctl would start what it keeps once the VFs are there again."""
-    result, pf = nvidia.give_back(state, target, options, _steps), target.function.address
-    result.actions = [*(machinery.undefine(pf, *left) for left in state.more[nvidia.RESOURCE][pf]["left"]), *result.actions]
-    return result
+    """What puts it back as it was."""
+    return nvidia.give_back(state, target, options, _steps)
 
 
 def _steps(change: nvidia.Change) -> nvidia.Steps:
@@ -60,10 +58,27 @@ def _steps(change: nvidia.Change) -> nvidia.Steps:
     cleared = [index for index in todo if current.get(index)]
     certainty = CERTAIN if change.facts["vfs"] and not cleared and not change.other else PREDICTED
     return nvidia.Steps(
-        clear=[_set(change, index, 0, CERTAIN) for index in cleared],
+        clear=[*_undefined(change), *(_set(change, index, 0, CERTAIN) for index in cleared)],
         fill=[_set(change, index, number, certainty) for index, number in todo.items() if number],
         held={index: change.facts["vfs"][index]["address"] for index in cleared},
     )
+
+
+def _undefined(change: nvidia.Change) -> list[Action]:
+    """mdevctl would start what it keeps once the VFs are there again: what is wished no longer, or with another type, goes before."""
+    keys = {uuid: index for index, uuid in reading.mdevs_of(change.state.machine_id, change.entry).items()}
+    left = change.facts["left"] if change.facts["keeper"] else []
+    return [machinery.undefine(change.pf, parent, uuid, found) for parent, uuid, found in left if not _stays(change, keys[uuid], found)]
+
+
+def _stays(change: nvidia.Change, index: int, defined: Mapping[str, Any]) -> bool:
+    """That of somebody else's that was declared as it was stays, unless it had none before."""
+    recorded: Mapping[str, Any] = change.entry or {"wish": {}, "origin": {}}
+    if str(index) in recorded["wish"].get("mdevs", {}):
+        before = recorded["origin"].get("mdevs", {}).get(str(index), {"defined": defined})
+        return index in change.chosen or before["defined"] is not None
+    # The name of its type tells nothing before the VFs are there; NVIDIA has its id in it.
+    return index in change.chosen and defined.get("type") == f"nvidia-{change.chosen[index]}"
 
 
 def _set(change: nvidia.Change, index: int, number: int, certainty: str) -> Action:

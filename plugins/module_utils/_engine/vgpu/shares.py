@@ -30,7 +30,8 @@ def read(host: Host, state: State, assumed: Mapping[str, Any]) -> dict[str, dict
             told = state.with_more(RESOURCE, {pf: said})
             declared = shares(told, pf, wish).get("vgpus", {})
             there = shares(told, pf, {**wish, "vgpus": framework.have(said)}).get("vgpus", {})
-            found.update({vf: {**vgpu, "declared": vf in declared} for vf, vgpu in there.items()})
+            # Whoever gave a VF another type than the declared one did not declare that.
+            found.update({vf: {**vgpu, "declared": declared.get(vf, {}).get("type") == vgpu["type"]} for vf, vgpu in there.items()})
     for address, vgpu in assumed.items():
         found.pop(address, None)
         if vgpu is not None and address in state.functions:

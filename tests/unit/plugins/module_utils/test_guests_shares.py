@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cli, engine, host_info
 from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
+from ansible_collections.iovirt.host.plugins.module_utils._engine.guests import shares
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import (
     guests_hosts,
     hosts,
@@ -141,6 +142,15 @@ def test_a_foreign_one_by_its_uuid_alone():
     assert set(mdevs(it)) == {D}
 
 
+def test_a_pool_that_is_empty_is_none():
+    """What is in no pool, others' included, is not found by the name of none."""
+    for declared, pool, asked in ((True, "", ""), (False, "", ""), (False, "lines", "lines")):
+        share = shares.Share(A, "mtty-2", device_api="vfio-pci", pool=pool, declared=declared)
+        assert not shares._is_meant(share, shares.Request("g1", "mdev", 0, {"pool": asked}))
+    share = shares.Share(A, "mtty-2", device_api="vfio-pci", pool="lines", declared=True)
+    assert shares._is_meant(share, shares.Request("g1", "mdev", 0, {"pool": "lines"}))
+
+
 def test_one_that_was_made_anew_under_another_uuid():
     it = host(on(uuids=[A]))
     converged(it, guest("g1", **want(), state="present"))
@@ -209,6 +219,9 @@ def test_near():
         ({}, "mdev[0]: a mediated device is asked by type, pool or uuid, one of them"),
         ({"type": "mtty-2", "uuid": A}, "one of them"),
         ({"uuid": "12345"}, "mdev[0]: '12345' is no UUID"),
+        ({"pool": ""}, "mdev[0]: pool is empty. Name it, or leave the device out."),
+        ({"type": ""}, "mdev[0]: type is empty. Name it, or leave the device out."),
+        ({"uuid": ""}, "mdev[0]: uuid is empty. Name it, or leave the device out."),
         ({"uuid": A, "parent": "mtty"}, "parent means nothing beside uuid"),
         ({"pool": "screens", "parent": "mdpy"}, "parent means nothing beside pool"),
         ({"uuid": A, "numa": "near"}, "numa means nothing beside uuid"),
@@ -335,6 +348,22 @@ def test_check_mode_sees_what_the_devices_call_makes(start):
     quiet(it, *guests, assume={"mdevs": call(it.sim, mdev=wishes)["predicted"].get("mdevs", {})})
 
 
+def test_check_mode_sees_a_subchannel_that_the_same_run_gives_to_vfio_ccw():
+    """It is no parent before, so that the kernel names no API of its type."""
+    it = host()
+    it.sim.mdev.add_subchannels()
+    wishes = [on("0.0.0313", "vfio_ccw-io", uuids=[A])]
+    predicted = call(it.sim, mdev=wishes, check=True)["predicted"]
+    share = guest("g1", mdev=[{"type": "I/O subchannel (Non-QDIO)"}])
+    announced = it.call(share, check=True, assume=predicted)
+    with pytest.raises(EngineError, match="the API of its type is vfio-ccw"):
+        it.call(guest("g1", mdev=[{"uuid": A, "display": True}], display={"model": "emulated"}), check=True, assume=predicted)
+    assert call(it.sim, mdev=wishes)["failures"] == {}
+    result = it.call(share)
+    assert (result["failures"], result["actions"], result["diff"]) == ({}, announced["actions"], announced["diff"])
+    assert mdevs(it)[A]["model"] == "vfio-ccw"
+
+
 def test_a_run_does_not_believe_what_was_announced():
     it = host()
     announced = {"mdevs": call(it.sim, mdev=[on(uuids=[A])], check=True)["predicted"]["mdevs"]}
@@ -397,6 +426,18 @@ def test_a_vgpu_that_is_a_vf():
     refused(it, guest("g4", passthrough), says=f"{vfs[0]} is in use by the guest g1")
     hosts.refused(it.sim, vfs[0], "the guest g1", vgpu=[test_vgpu.on(A12, 1)])
     converged(it, *(guest(name, state="absent") for name in ("g1", "g2", "g3")))
+
+
+def test_a_vf_with_another_type_than_the_declared_one_is_not_declared():
+    it = vendor(test_vgpu.on(Q12, 1))
+    vf = it.sim.functions[GPU].vfs[0]
+    for number in ("0", "1155"):
+        it.sim.write(f"/sys/bus/pci/devices/{vf}/nvidia/current_vgpu_type", number)
+    said = refused(it, guest("g1", gpu={"vgpu": "L40S-24Q"}), says="no vGPU of the type 'L40S-24Q' is declared on this host")
+    assert f"{vf} ({Q24} of {GPU}; not declared)" in said
+    refused(it, guest("g1", gpu={"vgpu": Q12}), says="is declared on this host")
+    hosts.converged(it.sim, vgpu=[test_vgpu.on(Q12, 1)])
+    converged(it, guest("g1", gpu={"vgpu": Q12}))
 
 
 def test_memory_is_pinned_for_a_vf():

@@ -300,6 +300,30 @@ def test_one_that_was_there_is_declared_and_stays_when_it_is_given_back(mdevctl)
     assert f"{DEFINED}/mtty/{A}" not in sim.files
 
 
+@BOTH
+def test_one_that_was_there_is_not_made_anew(mdevctl):
+    sim = host(mdevctl)
+    sim.mdev.make(A, "mtty", "mtty-1")
+    converged(sim, mdev=[on(type_="mtty-1", uuids=[A])])
+    refused(sim, f"the UUID {A} is of a mtty-1 that was there before the collection.", "let its owner remove", mdev=[on(uuids=[A])])
+    attributes = [{"name": "speed", "value": "1"}]
+    refused(sim, f"the UUID {A} is of a device that was there before the collection, with other", mdev=[on(type_="mtty-1", uuids=[A], attributes=attributes)])
+    # Left unset they are not touched.
+    quiet(sim, mdev=[on(type_="mtty-1", uuids=[A])])
+    # Its owner removes it.
+    sim.write(f"{DEVICES}/{A}/remove", "1")
+    converged(sim, mdev=[on(uuids=[A])])
+    assert types_of(sim) == {A: "mtty-2"}
+
+
+def test_one_that_was_defined_and_not_there_can_be_made_of_another_type():
+    sim = host()
+    sim.mdev._save(A, "mtty", {"mdev_type": "mtty-1", "start": "manual", "attrs": []})
+    converged(sim, mdev=[on(type_="mtty-1", uuids=[A])])
+    converged(sim, mdev=[on(uuids=[A])])
+    assert types_of(sim) == {A: "mtty-2"}
+
+
 def test_one_that_was_defined_gets_its_definition_back():
     sim = host()
     sim.mdev._save(A, "mtty", {"mdev_type": "mtty-1", "start": "manual", "attrs": []})

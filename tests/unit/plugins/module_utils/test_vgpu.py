@@ -93,6 +93,20 @@ def test_a_change_of_one_writes_to_that_vf_alone():
     quiet(sim, vgpu=[on(A12, 1), on(Q12, 1)])
 
 
+def test_a_vf_that_is_gone():
+    """Somebody made fewer VFs than sriov-manage does. It had its type before the collection, and nobody can give it that back."""
+    sim = host()
+    sim.write(f"/sys/bus/pci/devices/{sim.functions[GPU].vfs[1]}/nvidia/current_vgpu_type", "1153")
+    converged(sim, vgpu=[on(Q12, 2)])
+    for vf in sim.functions[GPU].vfs[1:]:
+        sim.vgpu.types.pop(vf, None)
+        sim._vanish(sim.functions[GPU], vf)
+    sim._tree = None
+    assert "there is no VF 1" in str(replay.run(sim.host(environment={}, sources=None), None)["failures"])
+    converged(sim, vgpu=[on(Q12, 1)])
+    assert types_of(sim) == {0: 1153}
+
+
 def test_what_others_set_counts_and_is_never_cleared():
     sim = host()
     for index, number in ((0, "1153"), (1, "1163")):

@@ -161,6 +161,19 @@ def test_what_others_made_and_is_declared_is_not_changed_either():
     assert sim.mdev.devices[FOREIGN].type == "nvidia-232"
 
 
+@pytest.mark.parametrize("card", CARDS)
+def test_what_others_made_and_defined_is_given_back_under_its_own_uuid(card):
+    sim = host(card)
+    parent = T4 if card == "t4" else sim.functions[A2].vfs[0]
+    sim.mdev.make(FOREIGN, parent, TYPES[card][1])
+    sim.mdev._save(FOREIGN, parent, {"mdev_type": TYPES[card][1], "start": "manual", "attrs": []})
+    before = {p: text for p, text in sim.files.items() if p.startswith("/etc/mdevctl.d/")}
+    converged(sim, vgpu=[on(card, TYPES[card][0], 1)])
+    converged(sim, vgpu=[on(card, TYPES[card][0], 0)])
+    assert {p: text for p, text in sim.files.items() if p.startswith("/etc/mdevctl.d/")} == before
+    assert list(sim.mdev.devices) == [FOREIGN]
+
+
 def test_another_type_of_somebody_else_is_nobodys_to_take():
     sim = host()
     vf = sim.functions[A2].vfs[0]
@@ -230,6 +243,78 @@ def test_what_mdevctl_keeps_for_vfs_that_are_gone_goes_too():
     assert [p for p in sim.files if p.startswith("/etc/mdevctl.d/")]
     converged(sim, vgpu=[at(A2, state="absent")])
     assert not [p for p in sim.files if p.startswith(("/etc/mdevctl.d/", "/etc/iovirt/"))]
+
+
+def definitions(sim):
+    """UUID -> type, as mdevctl keeps it."""
+    return {p.rpartition("/")[2]: json.loads(text)["mdev_type"] for p, text in sim.files.items() if p.startswith("/etc/mdevctl.d/")}
+
+
+def test_what_others_had_defined_stays_where_the_vfs_are_gone():
+    sim = host()
+    vf = sim.functions[A2].vfs[0]
+    sim.mdev.make(FOREIGN, vf, "nvidia-746")
+    sim.mdev._save(FOREIGN, vf, {"mdev_type": "nvidia-746", "start": "auto", "attrs": []})
+    converged(sim, vgpu=[on("a2", "A2-4Q", 2)])
+    sim.vgpu.reload(A2)
+    assert len(definitions(sim)) == 2
+    converged(sim, vgpu=[at(A2, state="absent")])
+    assert definitions(sim) == {FOREIGN: "nvidia-746"}
+
+
+def test_what_the_collection_defined_for_others_goes_where_the_vfs_are_gone():
+    sim = host()
+    sim.mdev.make(FOREIGN, sim.functions[A2].vfs[0], "nvidia-746")
+    converged(sim, vgpu=[on("a2", "A2-4Q", 1)])
+    after_a_reboot(sim)
+    assert definitions(sim) == {FOREIGN: "nvidia-746"}
+    sim.vgpu.reload(A2)
+    converged(sim, vgpu=[at(A2, state="absent")])
+    assert definitions(sim) == {}
+
+
+@pytest.mark.parametrize(("type_", "id_"), [("A2-4Q", "nvidia-746"), ("A2-8Q", "nvidia-747")])
+def test_what_mdevctl_keeps_of_an_old_wish_goes_before_the_vfs_come(type_, id_):
+    """Its rule would start that with the VFs."""
+    sim = host()
+    converged(sim, vgpu=[on("a2", "A2-4Q", 2)])
+    first = next(iter(sim.mdev.devices))
+    sim.vgpu.reload(A2)
+    sim.mdev.rule_works = True
+    sim.log.clear()
+    converged(sim, vgpu=[on("a2", type_, 1)])
+    assert {uuid: device.type for uuid, device in sim.mdev.devices.items()} == definitions(sim) == {first: id_}
+    # What stays as it is keeps its definition.
+    assert len([text for text in written(sim) if text.startswith("undefine")]) == (1 if type_ == "A2-4Q" else 2)
+
+
+def lose_a_vf(sim, index):
+    """Somebody made fewer VFs than sriov-manage does."""
+    for vf in sim.functions[A2].vfs[index:]:
+        sim.mdev.unregister(vf)
+        sim.mdev.parents.pop(vf)
+        sim._vanish(sim.functions[A2], vf)
+    sim._tree = None
+
+
+@pytest.mark.parametrize("keeper", [True, False])
+def test_a_vf_that_is_gone_loses_what_mdevctl_keeps(keeper):
+    sim = host(keeper=keeper)
+    converged(sim, vgpu=[on("a2", "A2-4Q", 2)])
+    first = next(iter(sim.mdev.devices))
+    lose_a_vf(sim, 1)
+    converged(sim, vgpu=[on("a2", "A2-4Q", 1)])
+    assert list(sim.mdev.devices) == [first]
+    assert definitions(sim) == ({first: "nvidia-746"} if keeper else {})
+
+
+def test_a_vf_that_is_gone_is_told_of_by_the_replay():
+    sim = host()
+    converged(sim, vgpu=[on("a2", "A2-4Q", 2)])
+    lose_a_vf(sim, 1)
+    failures = replay.run(sim.host(environment={}, sources=None), None)["failures"]
+    assert "there is no VF 1" in str(failures)
+    assert len(sim.mdev.devices) == 1
 
 
 # --- What is refused -----------------------------------------------------------------------------------------------

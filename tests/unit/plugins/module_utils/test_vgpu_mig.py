@@ -94,6 +94,21 @@ def test_hopper_changes_at_once_and_loses_it_with_the_boot():
     assert sim.functions[H100].vfs == []
 
 
+@pytest.mark.parametrize("card", CARDS)
+def test_instances_that_nothing_declares_are_warned_of(card):
+    """Somebody made them by hand: a boot takes them, and the replay makes none."""
+    sim = host(card, mig=True)
+    sim.vgpu.cards[CARDS[card]].instances[1] = Instance(SMALL[card], 0)
+    says = f"{CARDS[card]}: its GPU instances are lost with the next boot, and nothing declares them: wish mig with instances, or its vGPUs stay away then."
+    for wishes in ([on(card, BACKED[card], 1)], [on(card, BACKED[card], 1), mig(card)]):
+        assert says in converged(sim, vgpu=wishes)["warnings"] and says in quiet(sim, vgpu=wishes)["warnings"]
+    declared = [on(card, BACKED[card], 1), mig(card, {SMALL[card]: 1})]
+    assert says not in converged(sim, vgpu=declared)["warnings"]
+    # Declared once, it stays declared.
+    assert says not in call(sim, vgpu=[on(card, BACKED[card], 1)])["warnings"]
+    assert says not in call(host(card), vgpu=[on(card, SLICED[card], 1)])["warnings"]
+
+
 def test_ampere_waits_for_the_boot_and_says_so():
     sim = host("a100", vfs=False)
     wishes = [mig("a100", {"1g.5gb": 3}), on("a100", BACKED["a100"], 3)]
