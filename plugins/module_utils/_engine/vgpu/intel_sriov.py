@@ -136,13 +136,23 @@ def _wanted(targets: Sequence[Target], facts: Mapping[str, Any]) -> tuple[list[P
     for target in targets:
         wish = target.wish
         if wish.get("vgpus") is not None:
-            # As the record has them.
-            return [wish.get("profiles", {}).get(str(index), {}) for index in range(len(wish["vgpus"]))], []
+            return _of_record(target, facts)
         wrong = _wrong_wish(target, facts)
         if wrong:
             return [], [wrong]
         profile = {key: value for key, value in (wish.get("profile") or {}).items() if value is not None}
         wanted += [profile] * wish["count"]
+    return wanted, []
+
+
+def _of_record(target: Target, facts: Mapping[str, Any]) -> tuple[list[Profile], list[Refusal]]:
+    """As it was declared. What the driver had then it need not have now: the files of another kernel, or a debugfs that is not mounted."""
+    wish = target.wish
+    wanted = [wish.get("profiles", {}).get(str(index), {}) for index in range(len(wish["vgpus"]))]
+    lacking = sorted({key for profile in wanted for key, value in profile.items() if value is not None} - set(facts["keys"]))
+    if lacking:
+        reason = f"its driver has no {' and no '.join(lacking)} of a VF now, which is declared."
+        return [], [_refusal(target, reason, "Mount debugfs, or wish what this kernel has.")]
     return wanted, []
 
 

@@ -202,6 +202,16 @@ def test_a_driver_without_files_has_vfs_alone():
     refused(sim, "its driver has no exec_quantum_ms of a VF. It has nothing", vgpu=[on(2, **SHARE)])
 
 
+def test_declared_quotas_that_the_driver_has_no_longer_are_a_sentence_at_boot():
+    """debugfs is not mounted."""
+    sim = host("debugfs")
+    converged(sim, vgpu=[on(2, **QUOTAS)])
+    gpu(sim).layout = "none"
+    failure = restart(sim)["failures"][GPU]
+    assert "its driver has no contexts_quota and no doorbells_quota and no ggtt_quota of a VF now, which is declared." in failure
+    assert "Mount debugfs, or wish what this kernel has." in failure
+
+
 def test_without_an_iommu_vfs_are_refused():
     refused(host(iommu=False), GPU, "the IOMMU is off", vgpu=[on()])
 
