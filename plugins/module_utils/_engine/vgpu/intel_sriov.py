@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import aliases
+from ..drivers import is_vfio
 from ..host import Host
 from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Function, Plan, Refusal, State
 from ..read import DRIVERS as PCI_DRIVERS
@@ -248,11 +249,16 @@ class _Change:
         return [common.no_group(pf, self.state)] if any(self._sure(vf) is None for vf in self._unbound().values()) else []
 
     def _unbound(self) -> dict[int, Function | None]:
-        """The VFs that vfio-pci has not, or will not have by itself. Those that the host had before keep their drivers."""
+        """The VFs that no VFIO driver has (a variant is one), or will have by itself. Those that the host had before keep their drivers."""
         if self.foreign:
             return {}
         there = {} if self.remade else {index: self.state.functions.get(address) for index, address in self.facts["vfs"].items()}
-        return {index: vf for index in range(self.count) if (vf := there.get(index)) is None or vf.driver != VFIO}
+        return {index: vf for index in range(self.count) if (vf := there.get(index)) is None or not is_vfio(vf.driver)}
+
+    def touched(self) -> dict[int, str]:
+        """The VFs there are that go, or lose the driver that they have."""
+        vfs: Mapping[int, str] = self.facts["vfs"]
+        return dict(vfs) if self.remade else {index: vf.address for index, vf in self._unbound().items() if vf}
 
     def _sure(self, vf: Function | None) -> str | None:
         """Can it be given to vfio-pci now, after the reboot, or (None) not at all?"""
@@ -331,9 +337,9 @@ def _bind(pf: str, index: int, vf: Function | None, certainty: str) -> Action:
 
 
 def _in_use(result: Plan, change: _Change) -> bool:
-    """A VF that somebody has is never taken away, whatever is allowed. A guest that does not run loses one that goes for good."""
+    """A VF that somebody has is never taken away, nor its driver, whatever is allowed. A guest that does not run loses one that goes for good."""
     refusals, dangers = [], []
-    for index, address in change.facts["vfs"].items() if change.remade else ():
+    for index, address in change.touched().items():
         for user in (change.state.users or {}).get(address, ()):
             reason = f"VF {index} ({address}) is of {user.who}."
             if not user.idle:

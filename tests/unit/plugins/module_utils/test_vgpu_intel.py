@@ -233,6 +233,31 @@ def test_a_vf_that_somebody_took_off_vfio_is_drift():
     assert drivers(sim) == ["vfio-pci"] * 2
 
 
+def test_a_vf_on_a_variant_of_vfio_stays_there():
+    """xe-vfio-pci (drivers/vfio/pci/xe)."""
+    sim = host()
+    converged(sim, vgpu=[on(2)])
+    vf = sim.functions[GPU].vfs[1]
+    sim.add_driver("xe-vfio-pci")
+    sim.registered.add("xe-vfio-pci")
+    sim._tree = None
+    sim.write("/sys/bus/pci/drivers/vfio-pci/unbind", vf)
+    sim.write(f"/sys/bus/pci/devices/{vf}/driver_override", "xe-vfio-pci")
+    sim.write("/sys/bus/pci/drivers/xe-vfio-pci/bind", vf)
+    quiet(sim, vgpu=[on(2)])
+    assert drivers(sim) == ["vfio-pci", "xe-vfio-pci"]
+
+
+def test_a_vf_that_somebody_has_keeps_its_driver():
+    sim = host()
+    converged(sim, vgpu=[on(2)])
+    vf = sim.functions[GPU].vfs[1]
+    sim.write("/sys/bus/pci/drivers/vfio-pci/unbind", vf)
+    running(sim, vf)
+    sim._tree = None
+    refused(sim, "VF 1", vf, "router1", vgpu=[on(2)], allow=("in_use",))
+
+
 def test_without_vfio_pci_vfs_are_refused():
     sim = host()
     sim.missing_modules.add("vfio_pci")
@@ -251,15 +276,20 @@ def test_vfs_of_others_stay():
     assert len(drivers(sim)) == 2 and values(sim, "exec_quantum_ms") == [0, 0]
 
 
+def running(sim, vf):
+    """A guest that has a VF."""
+    source = f"<address domain='0x0000' bus='0x{vf[5:7]}' slot='0x{vf[8:10]}' function='0x{vf[-1]}'/>"
+    text = guest("x").replace("<address uuid='x'/>", source).replace("mdev", "pci")
+    sim.files["/run/libvirt/qemu/router1.xml"] = f"<domstatus state='running' pid=''>{text}</domstatus>"
+
+
 @pytest.mark.parametrize("how", ["process", "guest"])
 def test_one_in_use_is_never_taken_away(how):
     sim = host("vram")
     converged(sim, vgpu=[on(2, vram_quota=2 << 30)])
     vf = sim.functions[GPU].vfs[1]
     if how == "guest":
-        source = f"<address domain='0x0000' bus='0x{vf[5:7]}' slot='0x{vf[8:10]}' function='0x{vf[-1]}'/>"
-        text = guest("x").replace("<address uuid='x'/>", source).replace("mdev", "pci")
-        sim.files["/run/libvirt/qemu/router1.xml"] = f"<domstatus state='running' pid=''>{text}</domstatus>"
+        running(sim, vf)
     else:
         node = f"/dev/vfio/{sim.functions[vf].group}"
         sim.pids[77], sim.files[node] = ("qemu-system-x86", [node]), ""
