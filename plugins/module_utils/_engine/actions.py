@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
-from . import aliases, boot, cmdline, devlink, drivers, link, msix, mstconfig, nvmecli, security, store, sysfs
+from . import aliases, boot, cmdline, devlink, drivers, link, msix, mstconfig, nvmecli, record, security, store, sysfs
 from .errors import EngineError, explain
 from .host import Host
 from .plain import dataclass
@@ -673,6 +673,10 @@ def _declare(host: Host, args: Args) -> None:
     entry = args["entry"]
     if entry is not None:
         entry = {**entry, "declared": {"by": args.get("by", ""), "at": host.utc()}}
+        wrong = record.wrong(args["resource"], entry)
+        if wrong is not None:
+            # One such entry keeps the whole document from being read.
+            raise EngineError(f"internal: what would be recorded of it could not be read again ({wrong}). Nothing was recorded.")
     _set_entry(host, args, entry)
 
 

@@ -377,6 +377,8 @@ def _taken_by(state: State, parent: str, name: str, wanted: Mapping[str, Any], o
         return f"is of a {found['type']}, which the collection did not make."
     if found and _other_attributes(found, wanted["attributes"], (defined or {}).get("attributes", [])):
         return "is of a device that the collection did not make, with other attributes or some that nobody knows."
+    if defined and defined.get("broken"):
+        return f"has a definition that mdevctl would not have written ({reading.DEFINED}/{parent}/{name}), and neither did the collection."
     if defined and defined.get("type") != wanted["type"]:
         return f"is defined with the type {defined.get('type')}, and the collection did not do that."
     return None

@@ -11,6 +11,7 @@ import json
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine.mdev import facts as reading
 from ansible_collections.iovirt.host.plugins.module_utils._engine.mdev import room
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources import mdev
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
@@ -323,6 +324,17 @@ def test_a_definition_that_was_edited_by_hand_is_shown_and_put_right():
     sim._tree = None
     assert kinds(converged(sim, mdev=[on(uuids=[A])])) == ["mdev_define"]
     assert defined(sim, A)["start"] == "auto"
+
+
+def test_a_definition_with_numbers_is_no_definition_of_mdevctl_and_leaves_the_record_readable():
+    """Of somebody else's device, written by hand."""
+    sim = host()
+    sim.mdev.make(A, "mtty", "mtty-1")
+    sim.mdev._save(A, "mtty", {"mdev_type": "mtty-1", "start": "auto", "attrs": [{"frame_rate_limiter": 0}]})
+    refused(sim, "has a definition that mdevctl would not have written", f"{DEFINED}/mtty/{A}", mdev=[on(type_="mtty-1", uuids=[A])])
+    assert reading.definition(sim, "mtty", A) == {"broken": True}
+    sim.mdev._save(A, "mtty", {"mdev_type": 1, "start": "auto", "attrs": []})
+    assert reading.definition(sim, "mtty", A) == {"broken": True}
 
 
 # --- What is refused -----------------------------------------------------------------------------------------------
