@@ -157,6 +157,8 @@ def _check_numbers(state: State, target: Target) -> list[Refusal]:
     if count is not None:
         if count < 0:
             return [_refusal(target, f"count {count} is below 0.", "Correct it.")]
+        if count > common.MOST:
+            return [_refusal(target, f"count {count} is above {common.MOST}.", "Correct it.")]
         return [] if state.machine_id else [_refusal(target, "this host has no /etc/machine-id to derive UUIDs from.", "Give uuids.")]
     wrong = [text for text in given or () if not _UUID.fullmatch(str(text).lower())]
     if wrong:

@@ -163,8 +163,8 @@ def _wrong_wish(target: Target, facts: Mapping[str, Any]) -> Refusal | None:
         return _refusal(target, f"it knows no type {wish['type']!r}: its vGPUs are VFs.", "Leave type out, and say how they are by profile.")
     if wish.get("mig"):
         return _refusal(target, "it knows no MIG.", "Leave mig out.")
-    if wish.get("count") is None or wish["count"] < 0:
-        return _refusal(target, f"its count is {wish.get('count')}.", "Say how many VFs there shall be.")
+    if wish.get("count") is None or not 0 <= wish["count"] <= common.MOST:
+        return _refusal(target, f"its count is {wish.get('count')}.", f"Say how many VFs there shall be, up to {common.MOST}.")
     for key, value in (wish.get("profile") or {}).items():
         wrong = _wrong_value(key, value, facts) if value is not None else None
         if wrong:

@@ -355,6 +355,7 @@ def test_bad_wishes_are_refused():
     refused(sim, "neither count nor uuids, or both", mdev=[on()])
     refused(sim, "neither count nor uuids, or both", mdev=[on(count=1, uuids=[C])])
     refused(sim, "count -1 is below 0", mdev=[on(count=-1)])
+    refused(sim, "count 65536 is above 65535", mdev=[on(count=65536)])
     refused(sim, "'../remove' is no attribute", mdev=[on(count=1, attributes=[{"name": "../remove", "value": "1"}])])
     refused(sim, "present and absent", mdev=[on(count=1), absent()])
     refused(sim, EDU, "no parent of mediated devices", "mdpy, mtty", mdev=[at(EDU, type="mtty-1", count=1)])

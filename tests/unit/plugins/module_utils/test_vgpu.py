@@ -247,6 +247,12 @@ def test_one_in_use_is_never_cleared(how):
     quiet(sim, vgpu=[on(Q12, 2)])
 
 
+def test_a_count_that_no_gpu_can_have_is_refused_before_it_is_counted_out():
+    sim = host()
+    refused(sim, "its count is 65536", "up to 65535", vgpu=[on(Q12, 65536)])
+    refused(sim, "its count is -1", vgpu=[on(Q12, -1)])
+
+
 def test_who_has_the_group_of_several_vfs_may_have_any_of_them():
     """A platform without ACS."""
     sim = host()

@@ -180,6 +180,7 @@ def test_bad_wishes():
     refused(sim, "8 VFs are wished, and it can have 7", vgpu=[on(8)])
     refused(sim, "its count is -1", vgpu=[on(-1)])
     refused(sim, "its count is None", vgpu=[at(GPU, profile=SHARE)])
+    refused(sim, "its count is 65536", "up to 65535", vgpu=[on(65536)])
     refused(sim, "it knows no type 'GVTg_V5_4': its vGPUs are VFs", vgpu=[at(GPU, type="GVTg_V5_4", count=1)])
     refused(sim, "it knows no MIG", vgpu=[at(GPU, count=1, mig={"enabled": True})])
     refused(sim, "its driver has no vram_quota of a VF", "exec_quantum_ms", vgpu=[on(1, vram_quota=1)])
@@ -401,6 +402,7 @@ def test_gvt_bad_wishes():
     refused(sim, "it knows no type 'GVTg_V5_3'", f"{V4} (4 free)", vgpu=[at(GPU, type="GVTg_V5_3", count=1)])
     refused(sim, "there is no room for 5 of i915-GVTg_V5_4", vgpu=[at(GPU, type=V4, count=5)])
     refused(sim, "its count is None", vgpu=[at(GPU, type=V4)])
+    refused(sim, "its count is 65536", "up to 65535", vgpu=[at(GPU, type=V4, count=65536)])
     refused(sim, "a vGPU of GVT-g has no profile", vgpu=[at(GPU, type=V4, count=1, profile=SHARE)])
     sim.files["/etc/machine-id"] = ""
     sim._tree = None
