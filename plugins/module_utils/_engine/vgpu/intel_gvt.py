@@ -174,6 +174,19 @@ def give_back(state: State, target: Target, options: Options) -> Plan:
 # --- What is told of them ------------------------------------------------------------------------------------------
 
 
+def shares(state: State, pf: str, wish: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """A guest takes the mediated device."""
+    found = mdevs(state.machine_id, wish).items()
+    return {"mdevs": {uuid: {"parent": pf, "type": wish["vgpus"][key], "pool": ""} for key, uuid in found}}
+
+
+def mdevs(machine_id: str, wish: Mapping[str, Any]) -> dict[str, str]:
+    """Of a record of GVT-g."""
+    if wish.get("framework") != NAME:
+        return {}
+    return {key: reading.uuid_of(machine_id, wish, int(key)) for key in sorted(wish["vgpus"], key=int)}
+
+
 def have(facts: Mapping[str, Any]) -> dict[str, str]:
     """By number."""
     return {str(number): device["type"] for number, (_uuid, device) in enumerate(sorted(facts["mdev"]["devices"].items()))}
