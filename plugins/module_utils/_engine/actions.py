@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
@@ -673,7 +674,8 @@ def _declare(host: Host, args: Args) -> None:
     entry = args["entry"]
     if entry is not None:
         entry = {**entry, "declared": {"by": args.get("by", ""), "at": host.utc()}}
-        wrong = record.wrong(args["resource"], entry)
+        # As it will be read: JSON makes text of keys, and lists of tuples.
+        wrong = record.wrong(args["resource"], json.loads(json.dumps(entry)))
         if wrong is not None:
             # One such entry keeps the whole document from being read.
             raise EngineError(f"internal: what would be recorded of it could not be read again ({wrong}). Nothing was recorded.")
