@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
-from . import aliases, boot, cmdline, devlink, drivers, link, msix, mstconfig, nvmecli, security, store, sysfs
+from . import aliases, boot, cmdline, devlink, drivers, link, msix, mstconfig, nvmecli, record, security, store, sysfs
 from .errors import EngineError, explain
 from .host import Host
 from .plain import dataclass
@@ -673,6 +674,11 @@ def _declare(host: Host, args: Args) -> None:
     entry = args["entry"]
     if entry is not None:
         entry = {**entry, "declared": {"by": args.get("by", ""), "at": host.utc()}}
+        # As it will be read: JSON makes text of keys, and lists of tuples.
+        wrong = record.wrong(args["resource"], json.loads(json.dumps(entry)))
+        if wrong is not None:
+            # One such entry keeps the whole document from being read.
+            raise EngineError(f"internal: what would be recorded of it could not be read again ({wrong}). Nothing was recorded.")
     _set_entry(host, args, entry)
 
 

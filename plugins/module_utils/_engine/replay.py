@@ -15,7 +15,7 @@ from . import engine, identity, sysfs
 from .errors import EngineError
 from .host import Host
 from .mdev import facts as mdev
-from .model import Lost, State
+from .model import HOST, Lost, State
 from .read import Needs, read_state
 from .resources import common
 from .resources.common import Options
@@ -88,11 +88,14 @@ def entries_of(state: State, only: str | None = None) -> list[Entry]:
 
 def converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.Call) -> dict[str, Any]:
     """All at once where that works; where something is refused, device by device, so that one bad device does not keep
-    the others from coming back. The caller has the turn."""
+    the others from coming back. An error of our own counts as one that is refused. The caller has the turn."""
+    internal = None
     try:
         return engine.devices_in_turn(host, wishes, options, call)
     except EngineError:
         pass
+    except Exception as error:
+        internal = f"internal: {error!r}"
     result: dict[str, Any] = {"changed": False, "actions": [], "failures": {}}
     for name, list_ in wishes.items():
         for wish in list_:
@@ -103,6 +106,11 @@ def converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.C
                 result["failures"].update(part["failures"])
             except EngineError as error:
                 result["failures"][wish["match"]["address"][0]] = str(error)
+            except Exception as error:
+                result["failures"][wish["match"]["address"][0]] = f"internal: {error!r}"
+    if internal and not result["failures"]:
+        # Each of them came back by itself: what went wrong with all of them is told all the same.
+        result["failures"][HOST] = internal
     return result
 
 

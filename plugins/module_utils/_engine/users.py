@@ -125,12 +125,13 @@ def _device_files(files: Files, state: State) -> dict[str, tuple[str, list[str]]
     """Path of a device file -> what it is, and the functions that it is of."""
     nodes: dict[str, tuple[str, list[str]]] = {}
     for address, function in state.functions.items():
-        own = function.driver == NVIDIA and function.physfn is not None
+        own = _is_own(function)
         if (is_vfio(function.driver) or own) and function.group:
             what, members = f"IOMMU group {function.group}", [address] if own else _on_vfio(state, function.group)
             devices = files.names(f"{sysfs.device(address)}/vfio-dev")
             for prefix in _VFIO_PREFIXES:
-                nodes[f"/dev/vfio/{prefix}{function.group}"] = (what, members)
+                # Whoever has the file of the group may have any device of it.
+                nodes[f"/dev/vfio/{prefix}{function.group}"] = (what, _of_group(state, function.group))
                 # Who opens one device of a group owns the whole group (iommu_device_claim_dma_owner).
                 nodes.update({f"/dev/vfio/devices/{prefix}{name}": (what, members) for name in devices})
         for folder, place in _NODES.items():
@@ -168,6 +169,15 @@ def _mediated(files: Files) -> dict[str, tuple[str, list[str]]]:
         nodes[f"/dev/vfio/{found['group']}"] = (what, both)
         nodes.update({f"/dev/vfio/devices/{name}": (what, both) for name in files.names(f"{path}/vfio-dev")})
     return nodes
+
+
+def _is_own(function: Function) -> bool:
+    """A VF that is a device of vfio under the driver of its vendor."""
+    return function.driver == NVIDIA and function.physfn is not None
+
+
+def _of_group(state: State, group: str) -> list[str]:
+    return [f.address for f in state.functions.values() if f.group == group and (is_vfio(f.driver) or _is_own(f))]
 
 
 def _on_vfio(state: State, group: str) -> list[str]:

@@ -94,5 +94,8 @@ def definition(files: Files, parent: str, uuid: str) -> dict[str, Any] | None:
 
 
 def _parsed(said: Mapping[str, Any]) -> dict[str, Any]:
+    """All text, as mdevctl writes it whatever the attribute is: a number is somebody's own, and the record has no place for one."""
     attributes = [{"name": name, "value": value} for item in said.get("attrs") or [] for name, value in item.items()]
+    if not all(isinstance(value, str) for value in (said["mdev_type"], said["start"], *(item["value"] for item in attributes))):
+        raise TypeError
     return {"type": said["mdev_type"], "autostart": said["start"] == "auto", "attributes": attributes}

@@ -16,6 +16,9 @@ from ..plain import dataclass
 
 #: Parts of an origin that are recorded key by key, as wishes come to name them.
 ORIGIN_BY_KEY = ("firmware", "nvme_primary", "pf")
+#: No device has more parts: the number of VFs has 16 bits (TotalVFs, PCI Express Base Specification). A count above it is a slip, and is refused
+#: before anything is made as often as it says.
+MOST = 65535
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,8 @@ def _check_numbers(state: State, target: Target) -> list[Refusal]:
     if count is not None:
         if count < 0:
             return [_refusal(target, f"count {count} is below 0.", "Correct it.")]
+        if count > common.MOST:
+            return [_refusal(target, f"count {count} is above {common.MOST}.", "Correct it.")]
         return [] if state.machine_id else [_refusal(target, "this host has no /etc/machine-id to derive UUIDs from.", "Give uuids.")]
     wrong = [text for text in given or () if not _UUID.fullmatch(str(text).lower())]
     if wrong:
@@ -377,6 +379,8 @@ def _taken_by(state: State, parent: str, name: str, wanted: Mapping[str, Any], o
         return f"is of a {found['type']}, which the collection did not make."
     if found and _other_attributes(found, wanted["attributes"], (defined or {}).get("attributes", [])):
         return "is of a device that the collection did not make, with other attributes or some that nobody knows."
+    if defined and defined.get("broken"):
+        return f"has a definition that mdevctl would not have written ({reading.DEFINED}/{parent}/{name}), and neither did the collection."
     if defined and defined.get("type") != wanted["type"]:
         return f"is defined with the type {defined.get('type')}, and the collection did not do that."
     return None

@@ -123,10 +123,13 @@ def _parsed_types(text: str) -> dict[int, dict[str, Any]]:
     `per_instance` of them."""
     found = {}
     for part in re.split(r"^\s*vGPU Type ID\s*:\s*", text, flags=re.M)[1:]:
-        number, _line, rest = part.partition("\n")
+        said, _line, rest = part.partition("\n")
+        number = _number(said)
+        if number is None:
+            continue
         fields = {match.group(2): match.group(3) for line in reversed(rest.splitlines()) if (match := _FIELD.fullmatch(line))}
         profile = fields.get("GPU Instance Profile ID", "N/A")
-        found[int(number.strip(), 0)] = {
+        found[number] = {
             "name": fields.get("Name", ""),
             "memory": _leading(fields.get("FB Memory", "")),
             "most": _leading(fields.get("Max Instances", "")),
@@ -135,6 +138,14 @@ def _parsed_types(text: str) -> dict[int, dict[str, Any]]:
             "per_instance": _leading(fields.get("Max Instances Per GI", "")) or 1,
         }
     return found
+
+
+def _number(text: str) -> int | None:
+    """'0x483', '1155', '0011', '1155 (0x483)'. None: 'N/A', or whatever else is no number."""
+    found = re.match(r"\s*(?:0x([0-9a-f]+)|([0-9]+))(?!\w)", text, flags=re.I)
+    if not found:
+        return None
+    return int(found.group(1), 16) if found.group(1) else int(found.group(2))
 
 
 def _leading(text: str) -> int:

@@ -96,8 +96,8 @@ def _wanted(targets: Sequence[Target], facts: Mapping[str, Any]) -> tuple[dict[i
         if len(found) != 1:
             offered = ", ".join(f"{id_} ({said['available']} free)" for id_, said in types.items())
             return [], [_refusal(target, f"it knows no type {wish.get('type')!r}.", f"It knows {offered or 'none'}.")]
-        if wish.get("count") is None or wish["count"] < 0:
-            return [], [_refusal(target, f"its count is {wish.get('count')}.", "Say how many of the type there shall be.")]
+        if wish.get("count") is None or not 0 <= wish["count"] <= common.MOST:
+            return [], [_refusal(target, f"its count is {wish.get('count')}.", f"Say how many of the type there shall be, up to {common.MOST}.")]
         for key in ("mig", "profile"):
             if wish.get(key):
                 return [], [_refusal(target, f"a vGPU of GVT-g has no {key}.", f"Leave {key} out: its type says what it has.")]
@@ -172,6 +172,19 @@ def give_back(state: State, target: Target, options: Options) -> Plan:
 
 
 # --- What is told of them ------------------------------------------------------------------------------------------
+
+
+def shares(state: State, pf: str, wish: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """A guest takes the mediated device."""
+    found = mdevs(state.machine_id, wish).items()
+    return {"mdevs": {uuid: {"parent": pf, "type": wish["vgpus"][key], "pool": ""} for key, uuid in found}}
+
+
+def mdevs(machine_id: str, wish: Mapping[str, Any]) -> dict[str, str]:
+    """Of a record of GVT-g."""
+    if wish.get("framework") != NAME:
+        return {}
+    return {key: reading.uuid_of(machine_id, wish, int(key)) for key in sorted(wish["vgpus"], key=int)}
 
 
 def have(facts: Mapping[str, Any]) -> dict[str, str]:

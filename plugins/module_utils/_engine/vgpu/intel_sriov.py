@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import aliases
+from ..drivers import is_vfio
 from ..host import Host
 from ..model import AFTER_REBOOT, CERTAIN, PREDICTED, Action, Function, Plan, Refusal, State
 from ..read import DRIVERS as PCI_DRIVERS
@@ -136,13 +137,23 @@ def _wanted(targets: Sequence[Target], facts: Mapping[str, Any]) -> tuple[list[P
     for target in targets:
         wish = target.wish
         if wish.get("vgpus") is not None:
-            # As the record has them.
-            return [wish.get("profiles", {}).get(str(index), {}) for index in range(len(wish["vgpus"]))], []
+            return _of_record(target, facts)
         wrong = _wrong_wish(target, facts)
         if wrong:
             return [], [wrong]
         profile = {key: value for key, value in (wish.get("profile") or {}).items() if value is not None}
         wanted += [profile] * wish["count"]
+    return wanted, []
+
+
+def _of_record(target: Target, facts: Mapping[str, Any]) -> tuple[list[Profile], list[Refusal]]:
+    """As it was declared. What the driver had then it need not have now: the files of another kernel, or a debugfs that is not mounted."""
+    wish = target.wish
+    wanted = [wish.get("profiles", {}).get(str(index), {}) for index in range(len(wish["vgpus"]))]
+    lacking = sorted({key for profile in wanted for key, value in profile.items() if value is not None} - set(facts["keys"]))
+    if lacking:
+        reason = f"its driver has no {' and no '.join(lacking)} of a VF now, which is declared."
+        return [], [_refusal(target, reason, "Mount debugfs, or wish what this kernel has.")]
     return wanted, []
 
 
@@ -152,8 +163,8 @@ def _wrong_wish(target: Target, facts: Mapping[str, Any]) -> Refusal | None:
         return _refusal(target, f"it knows no type {wish['type']!r}: its vGPUs are VFs.", "Leave type out, and say how they are by profile.")
     if wish.get("mig"):
         return _refusal(target, "it knows no MIG.", "Leave mig out.")
-    if wish.get("count") is None or wish["count"] < 0:
-        return _refusal(target, f"its count is {wish.get('count')}.", "Say how many VFs there shall be.")
+    if wish.get("count") is None or not 0 <= wish["count"] <= common.MOST:
+        return _refusal(target, f"its count is {wish.get('count')}.", f"Say how many VFs there shall be, up to {common.MOST}.")
     for key, value in (wish.get("profile") or {}).items():
         wrong = _wrong_value(key, value, facts) if value is not None else None
         if wrong:
@@ -238,11 +249,16 @@ class _Change:
         return [common.no_group(pf, self.state)] if any(self._sure(vf) is None for vf in self._unbound().values()) else []
 
     def _unbound(self) -> dict[int, Function | None]:
-        """The VFs that vfio-pci has not, or will not have by itself. Those that the host had before keep their drivers."""
+        """The VFs that no VFIO driver has (a variant is one), or will have by itself. Those that the host had before keep their drivers."""
         if self.foreign:
             return {}
         there = {} if self.remade else {index: self.state.functions.get(address) for index, address in self.facts["vfs"].items()}
-        return {index: vf for index in range(self.count) if (vf := there.get(index)) is None or vf.driver != VFIO}
+        return {index: vf for index in range(self.count) if (vf := there.get(index)) is None or not is_vfio(vf.driver)}
+
+    def touched(self) -> dict[int, str]:
+        """The VFs there are that go, or lose the driver that they have."""
+        vfs: Mapping[int, str] = self.facts["vfs"]
+        return dict(vfs) if self.remade else {index: vf.address for index, vf in self._unbound().items() if vf}
 
     def _sure(self, vf: Function | None) -> str | None:
         """Can it be given to vfio-pci now, after the reboot, or (None) not at all?"""
@@ -321,9 +337,9 @@ def _bind(pf: str, index: int, vf: Function | None, certainty: str) -> Action:
 
 
 def _in_use(result: Plan, change: _Change) -> bool:
-    """A VF that somebody has is never taken away, whatever is allowed. A guest that does not run loses one that goes for good."""
+    """A VF that somebody has is never taken away, nor its driver, whatever is allowed. A guest that does not run loses one that goes for good."""
     refusals, dangers = [], []
-    for index, address in change.facts["vfs"].items() if change.remade else ():
+    for index, address in change.touched().items():
         for user in (change.state.users or {}).get(address, ()):
             reason = f"VF {index} ({address}) is of {user.who}."
             if not user.idle:

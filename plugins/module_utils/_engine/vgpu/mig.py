@@ -23,7 +23,7 @@ from ..resources.common import Target
 #: Architectures, as nvidia-smi calls them, on which the mode waits for a reset of the GPU.
 RESETS = ("Ampere",)
 
-_PROFILE = re.compile(r"\d+g\.\d+gb(\+[a-z0-9.]+)?")
+_PROFILE = re.compile(r"\d+g\.\d+gb([+-][a-z0-9.]+)?")
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,8 @@ def _wanted(targets: Sequence[Target], facts: Mapping[str, Any]) -> tuple[dict[i
         numbers = [n for n, type_ in types.items() if str(wish.get("type")) in _names(n, type_["name"])]
         if len(numbers) != 1:
             refusals.append(_no_type(target, facts))
-        elif wish.get("count") is None or wish["count"] < 0:
-            refusals.append(refusal(target, f"its count is {wish.get('count')}.", "Say how many of the type there shall be."))
+        elif wish.get("count") is None or not 0 <= wish["count"] <= common.MOST:
+            refusals.append(refusal(target, f"its count is {wish.get('count')}.", f"Say how many of the type there shall be, up to {common.MOST}."))
         else:
             wanted = (wanted or []) + numbers * wish["count"]
     return wanted, refusals

@@ -15,6 +15,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import (
     hosts,
     test_mdev,
     test_vgpu,
+    test_vgpu_intel,
     test_vgpu_mdev,
     test_vgpu_mig,
 )
@@ -481,6 +482,50 @@ def test_vfs_that_are_made_in_the_same_run_are_waited_for():
         it.call(guest("g1", gpu={"vgpu": "L40S-24Q"}), assume=predicted)
     call(it.sim, vgpu=[test_vgpu.on(Q24, 1)])
     converged(it, guest("g1", gpu={"vgpu": "L40S-24Q"}))
+
+
+# --- vGPUs of GVT-g, declared by vgpu -----------------------------------------------------------------------------------
+
+
+def gvt_of(type_, count=1):
+    return test_vgpu_intel.at(test_vgpu_intel.GPU, type=type_, count=count)
+
+
+@pytest.mark.parametrize("keeper", [True, False])
+def test_a_vgpu_of_gvt_that_vgpu_declared(keeper):
+    it, pf = ready(test_vgpu_intel.gvt(keeper)), test_vgpu_intel.GPU
+    hosts.converged(it.sim, vgpu=[gvt_of("GVTg_V5_4", 2)])
+    made = set(it.sim.mdev.devices)
+    converged(it, guest("g1", gpu={"vgpu": "GVTg_V5_4"}), guest("g2", gpu={"vgpu": test_vgpu_intel.V4, "address": pf}))
+    assert set(mdevs(it, "g1")) | set(mdevs(it, "g2")) == made
+    # mdev tells that they are declared, and vgpu takes none from a guest.
+    facts = engine.resource_info(it.sim.host(), "mdev", None)["facts"]
+    assert {(m["uuid"], m["declared"], m["next_boot"]) for fact in facts for m in fact["mdevs"]} == {(uuid, True, True) for uuid in made}
+    hosts.refused(it.sim, "is in use by", "the guest g", vgpu=[test_vgpu_intel.absent()], allow=("in_use",))
+
+
+def test_check_mode_sees_the_vgpus_of_gvt():
+    it = ready(test_vgpu_intel.gvt())
+    hosts.converged(it.sim, vgpu=[gvt_of("GVTg_V5_4", 2)])
+    wishes, guests = [gvt_of("GVTg_V5_8")], [guest("g1", gpu={"vgpu": "GVTg_V5_8"})]
+    predicted = call(it.sim, vgpu=wishes, check=True)["predicted"]
+    announced = it.call(*guests, check=True, assume=predicted)
+    with pytest.raises(EngineError, match="no vGPU of the type 'GVTg_V5_4' is declared"):
+        it.call(guest("g2", gpu={"vgpu": "GVTg_V5_4"}), check=True, assume=predicted)
+    done = call(it.sim, vgpu=wishes)
+    assert (done["failures"], done["predicted"]) == ({}, predicted)
+    assert it.call(*guests)["actions"] == announced["actions"]
+    quiet(it, *guests)
+
+
+def test_a_vf_of_intel_has_no_type_and_is_taken_by_its_address():
+    it = ready(test_vgpu_intel.host())
+    hosts.converged(it.sim, vgpu=[test_vgpu_intel.on(2)])
+    vf = it.sim.functions[test_vgpu_intel.GPU].vfs[1]
+    refused(it, guest("g1", gpu={"vgpu": "VF"}), says="no vGPU of the type 'VF' is declared")
+    converged(it, guest("g1", display={"model": "passthrough", "address": vf}))
+    hosts.quiet(it.sim, vgpu=[test_vgpu_intel.on(2)])
+    hosts.refused(it.sim, "VF 1", "the guest g1", vgpu=[test_vgpu_intel.on(1)], allow=("in_use",))
 
 
 # --- vGPUs of NVIDIA's older framework, declared by vgpu --------------------------------------------------------------

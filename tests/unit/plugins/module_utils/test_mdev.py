@@ -11,6 +11,7 @@ import json
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import engine, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine.mdev import facts as reading
 from ansible_collections.iovirt.host.plugins.module_utils._engine.mdev import room
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources import mdev
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
@@ -349,6 +350,17 @@ def test_a_definition_that_was_edited_by_hand_is_shown_and_put_right():
     assert defined(sim, A)["start"] == "auto"
 
 
+def test_a_definition_with_numbers_is_no_definition_of_mdevctl_and_leaves_the_record_readable():
+    """Of somebody else's device, written by hand."""
+    sim = host()
+    sim.mdev.make(A, "mtty", "mtty-1")
+    sim.mdev._save(A, "mtty", {"mdev_type": "mtty-1", "start": "auto", "attrs": [{"frame_rate_limiter": 0}]})
+    refused(sim, "has a definition that mdevctl would not have written", f"{DEFINED}/mtty/{A}", mdev=[on(type_="mtty-1", uuids=[A])])
+    assert reading.definition(sim, "mtty", A) == {"broken": True}
+    sim.mdev._save(A, "mtty", {"mdev_type": 1, "start": "auto", "attrs": []})
+    assert reading.definition(sim, "mtty", A) == {"broken": True}
+
+
 # --- What is refused -----------------------------------------------------------------------------------------------
 
 
@@ -367,6 +379,7 @@ def test_bad_wishes_are_refused():
     refused(sim, "neither count nor uuids, or both", mdev=[on()])
     refused(sim, "neither count nor uuids, or both", mdev=[on(count=1, uuids=[C])])
     refused(sim, "count -1 is below 0", mdev=[on(count=-1)])
+    refused(sim, "count 65536 is above 65535", mdev=[on(count=65536)])
     refused(sim, "'../remove' is no attribute", mdev=[on(count=1, attributes=[{"name": "../remove", "value": "1"}])])
     refused(sim, "present and absent", mdev=[on(count=1), absent()])
     refused(sim, EDU, "no parent of mediated devices", "mdpy, mtty", mdev=[at(EDU, type="mtty-1", count=1)])

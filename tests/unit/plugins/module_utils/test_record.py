@@ -177,3 +177,15 @@ def test_a_number_that_is_none_is_refused_for_its_device_alone():
     sim = with_record(lab, "sriov", PF1, edited(entry_of("igb"), ("wish", "vf_count"), True))
     failures = replay.run(sim.host(environment={}, sources=None), None)["failures"]
     assert "vf_count True is no number from 0" in failures[PF1]
+
+
+def test_what_could_not_be_read_again_is_never_recorded(monkeypatch):
+    sim = lab()
+    call(sim, vfio=[at(EDU)])
+    before = dict(sim.files)
+    real = record.wrong
+    monkeypatch.setattr(record, "wrong", lambda resource, entry: "wish.driver" if resource == "sriov" else real(resource, entry))
+    result = call(sim, sriov=[at(PF1, vf_count=2)])
+    assert "could not be read again (wish.driver). Nothing was recorded." in result["failures"][PF1]
+    assert {path for path in sim.files if path.startswith("/etc/iovirt/")} == {path for path in before if path.startswith("/etc/iovirt/")}
+    assert not sim.functions[PF1].vfs

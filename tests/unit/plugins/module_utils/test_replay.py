@@ -410,3 +410,41 @@ def test_the_second_leg_of_a_bond_is_not_begun_past_the_time_of_a_boot():
     assert [len(sim.functions[pf].vfs) for pf in (PF1, PF2)] == [2, 0]
     del sim.write_together
     assert again(sim)["failures"] == {} and len(sim.functions[PF2].vfs) == 2
+
+
+# --- Errors of our own ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    """Plans end with an error of Python where `when` says so of their wishes."""
+    real = engine.devices_in_turn
+
+    def set_(when):
+        def turn(host, wishes, options, call):
+            if when(wishes):
+                raise KeyError("ggtt_quota")
+            return real(host, wishes, options, call)
+
+        monkeypatch.setattr(engine, "devices_in_turn", turn)
+
+    return set_
+
+
+def test_an_error_of_our_own_with_one_device_keeps_no_other_from_coming_back(breaking):
+    sim = lab()
+    converged(sim, sriov=[at(PF1, vf_count=2)], vfio=[at(EDU)])
+    sim.reboot()
+    breaking(lambda wishes: "vfio" in wishes)
+    result = again(sim)
+    assert result["failures"] == {EDU: "internal: KeyError('ggtt_quota')"}
+    assert len(sim.functions[PF1].vfs) == 2
+
+
+def test_an_error_of_our_own_with_all_of_them_is_told_though_each_came_back(breaking):
+    sim = lab()
+    converged(sim, sriov=[at(PF1, vf_count=2)], vfio=[at(EDU)])
+    sim.reboot()
+    breaking(lambda wishes: len(wishes) > 1)
+    assert again(sim)["failures"] == {"host": "internal: KeyError('ggtt_quota')"}
+    assert len(sim.functions[PF1].vfs) == 2 and sim.functions[EDU].driver == "vfio-pci"

@@ -261,6 +261,24 @@ def test_one_in_use_is_never_cleared(how):
     quiet(sim, vgpu=[on(Q12, 2)])
 
 
+def test_a_count_that_no_gpu_can_have_is_refused_before_it_is_counted_out():
+    sim = host()
+    refused(sim, "its count is 65536", "up to 65535", vgpu=[on(Q12, 65536)])
+    refused(sim, "its count is -1", vgpu=[on(Q12, -1)])
+
+
+def test_who_has_the_group_of_several_vfs_may_have_any_of_them():
+    """A platform without ACS."""
+    sim = host()
+    converged(sim, vgpu=[on(Q12, 2)])
+    vfs = sim.functions[GPU].vfs[:2]
+    for vf in vfs:
+        sim.functions[vf].group = "99"
+    sim.pids[77], sim.files["/dev/vfio/99"] = ("qemu-system-x86", ["/dev/vfio/99"]), ""
+    sim._tree = None
+    refused(sim, "VF 0", "VF 1", *vfs, "process 77", vgpu=[on(state="absent")], allow=("in_use",))
+
+
 def test_a_driver_that_refuses_puts_the_card_back():
     sim = host()
     converged(sim, vgpu=[on(Q12, 2)])

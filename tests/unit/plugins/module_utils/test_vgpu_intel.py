@@ -180,6 +180,7 @@ def test_bad_wishes():
     refused(sim, "8 VFs are wished, and it can have 7", vgpu=[on(8)])
     refused(sim, "its count is -1", vgpu=[on(-1)])
     refused(sim, "its count is None", vgpu=[at(GPU, profile=SHARE)])
+    refused(sim, "its count is 65536", "up to 65535", vgpu=[on(65536)])
     refused(sim, "it knows no type 'GVTg_V5_4': its vGPUs are VFs", vgpu=[at(GPU, type="GVTg_V5_4", count=1)])
     refused(sim, "it knows no MIG", vgpu=[at(GPU, count=1, mig={"enabled": True})])
     refused(sim, "its driver has no vram_quota of a VF", "exec_quantum_ms", vgpu=[on(1, vram_quota=1)])
@@ -200,6 +201,16 @@ def test_a_driver_without_files_has_vfs_alone():
     sim = host("xe")
     converged(sim, vgpu=[on(2)])
     refused(sim, "its driver has no exec_quantum_ms of a VF. It has nothing", vgpu=[on(2, **SHARE)])
+
+
+def test_declared_quotas_that_the_driver_has_no_longer_are_a_sentence_at_boot():
+    """debugfs is not mounted."""
+    sim = host("debugfs")
+    converged(sim, vgpu=[on(2, **QUOTAS)])
+    gpu(sim).layout = "none"
+    failure = restart(sim)["failures"][GPU]
+    assert "its driver has no contexts_quota and no doorbells_quota and no ggtt_quota of a VF now, which is declared." in failure
+    assert "Mount debugfs, or wish what this kernel has." in failure
 
 
 def test_without_an_iommu_vfs_are_refused():
@@ -223,6 +234,31 @@ def test_a_vf_that_somebody_took_off_vfio_is_drift():
     assert drivers(sim) == ["vfio-pci"] * 2
 
 
+def test_a_vf_on_a_variant_of_vfio_stays_there():
+    """xe-vfio-pci (drivers/vfio/pci/xe)."""
+    sim = host()
+    converged(sim, vgpu=[on(2)])
+    vf = sim.functions[GPU].vfs[1]
+    sim.add_driver("xe-vfio-pci")
+    sim.registered.add("xe-vfio-pci")
+    sim._tree = None
+    sim.write("/sys/bus/pci/drivers/vfio-pci/unbind", vf)
+    sim.write(f"/sys/bus/pci/devices/{vf}/driver_override", "xe-vfio-pci")
+    sim.write("/sys/bus/pci/drivers/xe-vfio-pci/bind", vf)
+    quiet(sim, vgpu=[on(2)])
+    assert drivers(sim) == ["vfio-pci", "xe-vfio-pci"]
+
+
+def test_a_vf_that_somebody_has_keeps_its_driver():
+    sim = host()
+    converged(sim, vgpu=[on(2)])
+    vf = sim.functions[GPU].vfs[1]
+    sim.write("/sys/bus/pci/drivers/vfio-pci/unbind", vf)
+    running(sim, vf)
+    sim._tree = None
+    refused(sim, "VF 1", vf, "router1", vgpu=[on(2)], allow=("in_use",))
+
+
 def test_without_vfio_pci_vfs_are_refused():
     sim = host()
     sim.missing_modules.add("vfio_pci")
@@ -241,15 +277,20 @@ def test_vfs_of_others_stay():
     assert len(drivers(sim)) == 2 and values(sim, "exec_quantum_ms") == [0, 0]
 
 
+def running(sim, vf):
+    """A guest that has a VF."""
+    source = f"<address domain='0x0000' bus='0x{vf[5:7]}' slot='0x{vf[8:10]}' function='0x{vf[-1]}'/>"
+    text = guest("x").replace("<address uuid='x'/>", source).replace("mdev", "pci")
+    sim.files["/run/libvirt/qemu/router1.xml"] = f"<domstatus state='running' pid=''>{text}</domstatus>"
+
+
 @pytest.mark.parametrize("how", ["process", "guest"])
 def test_one_in_use_is_never_taken_away(how):
     sim = host("vram")
     converged(sim, vgpu=[on(2, vram_quota=2 << 30)])
     vf = sim.functions[GPU].vfs[1]
     if how == "guest":
-        source = f"<address domain='0x0000' bus='0x{vf[5:7]}' slot='0x{vf[8:10]}' function='0x{vf[-1]}'/>"
-        text = guest("x").replace("<address uuid='x'/>", source).replace("mdev", "pci")
-        sim.files["/run/libvirt/qemu/router1.xml"] = f"<domstatus state='running' pid=''>{text}</domstatus>"
+        running(sim, vf)
     else:
         node = f"/dev/vfio/{sim.functions[vf].group}"
         sim.pids[77], sim.files[node] = ("qemu-system-x86", [node]), ""
@@ -361,6 +402,7 @@ def test_gvt_bad_wishes():
     refused(sim, "it knows no type 'GVTg_V5_3'", f"{V4} (4 free)", vgpu=[at(GPU, type="GVTg_V5_3", count=1)])
     refused(sim, "there is no room for 5 of i915-GVTg_V5_4", vgpu=[at(GPU, type=V4, count=5)])
     refused(sim, "its count is None", vgpu=[at(GPU, type=V4)])
+    refused(sim, "its count is 65536", "up to 65535", vgpu=[at(GPU, type=V4, count=65536)])
     refused(sim, "a vGPU of GVT-g has no profile", vgpu=[at(GPU, type=V4, count=1, profile=SHARE)])
     sim.files["/etc/machine-id"] = ""
     sim._tree = None

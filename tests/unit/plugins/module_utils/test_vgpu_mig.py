@@ -387,6 +387,21 @@ def test_types_of_nvidia_smi():
     }
 
 
+@pytest.mark.parametrize(
+    ("said", "number"), [("0x5F1", 0x5F1), ("1155", 1155), ("0011", 11), ("1155 (0x483)", 1155), ("N/A", None), ("", None), ("12ab", None)]
+)
+def test_a_type_id_in_other_words(said, number):
+    """One that is no number is left out; the others stay."""
+    found = reading._parsed_types(TYPES.replace("0x5f1", said))
+    assert set(found) == ({0x60A} if number is None else {number, 0x60A})
+
+
+@pytest.mark.parametrize("name", ["1g.5gb", "1g.5gb+me", "1g.24gb-me", "1g.24gb+me.all"])
+def test_a_profile_is_known_before_the_gpu_names_its_own(name):
+    """With MIG off nvidia-smi lists none."""
+    assert call(host(), check=True, vgpu=[mig("h100", {name: 1})])["changed"]
+
+
 #: nvidia-smi -q as in public bug reports (driver 535 and 570), shortened.
 ALL = """\
 GPU 00000000:01:00.0
