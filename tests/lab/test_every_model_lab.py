@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.iovirt.host.tests.lab.test_mdev_lab import IMAGES, NOTHING, WISHES, parents, there  # noqa: F401
-from ansible_collections.iovirt.host.tests.lab.test_vmdq_lab import pools, port  # noqa: F401
+from ansible_collections.iovirt.host.tests.lab.test_mdev_lab import (  # noqa: F401
+    IMAGES,
+    NOTHING,
+    WISHES,
+    parents,  # pylint: disable=unused-import
+    there,
+)
+from ansible_collections.iovirt.host.tests.lab.test_vmdq_lab import pools, port  # noqa: F401  # pylint: disable=unused-import
 
 TINY = Path(__file__).resolve().parents[2] / "lab" / "tiny" / "make"
 CONSOLE = "/var/log/libvirt/qemu/every-model-console.log"

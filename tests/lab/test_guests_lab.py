@@ -290,5 +290,3 @@ def test_whole_functions_in_a_guest(far: Any, wishes: dict[str, Any]) -> None:
         lab.shell(f"ip addr del 10.9.6.1/24 dev {lab.near}; virsh destroy whole; ip link set {lab.far} up; true")
         result = lab.apply(wishes)
         assert not result["failed"], result
-
-

@@ -26,6 +26,7 @@ TYPES = {f"{DRIVER}-io": {"name": "I/O subchannel (Non-QDIO)", "available": 1, "
 
 _DEVICE = re.compile(r"[0-9a-f]\.[0-9a-f]\.[0-9a-f]{4}")
 
+
 def functions(files: Files, names: Collection[str]) -> dict[str, Function]:
     """The subchannels of these names that are there. Not all of a host: there may be thousands."""
     there = [name for name in names if sysfs.bus_of(name) == sysfs.CSS and files.exists(sysfs.device(name))]

@@ -85,7 +85,8 @@ def mdevs_of(machine_id: str, wish: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for framework in every():
         mdevs = getattr(framework, "mdevs", None)
-        found.update(mdevs(machine_id, wish) if mdevs else {})
+        if mdevs is not None:
+            found.update(mdevs(machine_id, wish))
     return found
 
 
