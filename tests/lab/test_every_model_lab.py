@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.iovirt.host.tests.lab.test_mdev_lab import (  # noqa: F401
+from ansible_collections.iovirt.host.tests.lab.test_mdev_lab import (  # noqa: F401  # pylint: disable=unused-import
     IMAGES,
     NOTHING,
     WISHES,
-    parents,  # pylint: disable=unused-import
+    parents,
     there,
 )
 from ansible_collections.iovirt.host.tests.lab.test_vmdq_lab import pools, port  # noqa: F401  # pylint: disable=unused-import
