@@ -25,6 +25,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
 
+# After the line above, by which Python finds the engine without Ansible.
 from _engine import engine, host_info  # noqa: E402
 from _engine.errors import EngineError  # noqa: E402
 from _engine.host import FileSystem, Host  # noqa: E402

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from . import after_link as links
-from . import engine, identity, sysfs
+from . import engine, identity, store, sysfs
 from .errors import EngineError
 from .host import Host
 from .mdev import facts as mdev
@@ -95,7 +96,7 @@ def converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.C
     except EngineError:
         pass
     except Exception as error:
-        internal = f"internal: {error!r}"
+        internal = _our_fault(HOST, error)
     result: dict[str, Any] = {"changed": False, "actions": [], "failures": {}}
     for name, list_ in wishes.items():
         for wish in list_:
@@ -107,11 +108,19 @@ def converge(host: Host, wishes: engine.Wishes, options: Options, call: engine.C
             except EngineError as error:
                 result["failures"][wish["match"]["address"][0]] = str(error)
             except Exception as error:
-                result["failures"][wish["match"]["address"][0]] = f"internal: {error!r}"
+                address = wish["match"]["address"][0]
+                result["failures"][address] = _our_fault(address, error)
     if internal and not result["failures"]:
         # Each of them came back by itself: what went wrong with all of them is told all the same.
         result["failures"][HOST] = internal
     return result
+
+
+def _our_fault(what: str, error: Exception) -> str:
+    """A sentence where Python would have printed its stack: of that the place alone."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{place.filename.rpartition('/')[2]}, line {place.lineno}"
+    return f"{what}: internal: {error!r} ({where}). It is a fault of the collection: report it with the documents in {store.FOLDER}."
 
 
 def granted(state: State) -> Options:

@@ -88,7 +88,7 @@ def allocate(
             refusals.append(_no_pool(request, known))
             continue
         fitting = [slot for slot in slots if _fits(slot, request)]
-        free = [slot for slot in fitting if not _others(slot.address, request, holders, claimed)]
+        free = [slot for slot in fitting if not others(slot.address, request.guest, holders, claimed)]
         kept = [slot for slot in free if slot.address == request.kept]
         if not free:
             refusals.append(_exhausted(request, slots, fitting, holders, claimed))
@@ -104,10 +104,10 @@ def _fits(slot: Slot, request: Request) -> bool:
     return near and (slot.trust or not request.trust)
 
 
-def _others(address: str, request: Request, holders: Mapping[str, Sequence[str]], claimed: Mapping[str, str]) -> list[str]:
-    """Who has it that is not this guest, and this guest where another of its network devices has it."""
-    found = [who for who in holders.get(address, ()) if who != request.guest]
-    return list(dict.fromkeys([*found, *([claimed[address]] if address in claimed else [])]))
+def others(name: str, guest: str, holders: Mapping[str, Sequence[str]], claimed: Mapping[str, str]) -> list[str]:
+    """Who has a VF or a share (shares.py) that is not this guest, and this guest where another of its devices has it."""
+    found = [who for who in holders.get(name, ()) if who != guest]
+    return list(dict.fromkeys([*found, *([claimed[name]] if name in claimed else [])]))
 
 
 def _no_pool(request: Request, known: Mapping[str, Sequence[Slot]]) -> Refusal:
@@ -131,7 +131,7 @@ def _exhausted(
         have = ", ".join(f"{slot.address} (node {slot.node}, trust {'on' if slot.trust else 'off'})" for slot in slots)
         reason = f"{request.where}: the pool {request.pool} has no VF {asked}: {have}."
         return Refusal(request.guest, reason, "Widen the pool in sriov_devices, or ask for less; nothing was changed.")
-    held = "; ".join(f"{slot.address}: {', '.join(_others(slot.address, request, holders, claimed))}" for slot in fitting)
+    held = "; ".join(f"{slot.address}: {', '.join(others(slot.address, request.guest, holders, claimed))}" for slot in fitting)
     reason = f"{request.where}: the pool {request.pool} has no free VF{f' {asked}' if asked else ''}; they are held by {held}."
     return Refusal(request.guest, reason, "Give one of them back, or widen the pool in sriov_devices; nothing was changed.")
 

@@ -21,6 +21,7 @@ from ..mdev import facts as mdev
 from ..model import Function, Refusal, State
 from ..plain import dataclass
 from . import compare
+from .allocate import others
 from .virt import Domain
 from .wish import Wish, shares_of
 
@@ -204,7 +205,7 @@ def allocate(state: State, requests: Sequence[Request], holders: Mapping[str, Se
     for request in ordered:
         kin = [share for share in known(state).values() if _is_meant(share, request)]
         fitting = [share for share in kin if request.node is None or share.node in (-1, request.node)]
-        free = [share for share in fitting if not _others(share.name, request, holders, claimed)]
+        free = [share for share in fitting if not others(share.name, request.guest, holders, claimed)]
         if not free:
             refusals.append(_refusal(state, request, kin, fitting, holders, claimed))
             continue
@@ -235,12 +236,6 @@ def _is_meant(share: Share, request: Request) -> bool:
         # What is in none has no name of one either.
         return share.declared and bool(share.pool) and bool(share.pool == item["pool"])
     return share.declared and share.is_of(item["type"]) and item.get("parent") in (None, share.parent)
-
-
-def _others(name: str, request: Request, holders: Mapping[str, Sequence[str]], claimed: Mapping[str, str]) -> list[str]:
-    """Who has it that is not this guest, and this guest where another of its devices has it."""
-    found = [who for who in holders.get(name, ()) if who != request.guest]
-    return list(dict.fromkeys([*found, *([claimed[name]] if name in claimed else [])]))
 
 
 def resolved(wish: Wish, given: Mapping[tuple[str, str, int], Share]) -> dict[str, Any]:
@@ -287,7 +282,7 @@ def _refusal(
         have = ", ".join(f"{share.name} (node {share.node})" for share in kin)
         reason, way_out = f"there is no {_asked(request)} near NUMA node {request.node}: {have}.", "Ask for numa: any, or declare one there."
     else:
-        held = "; ".join(f"{share.name}: {', '.join(_others(share.name, request, holders, claimed))}" for share in fitting)
+        held = "; ".join(f"{share.name}: {', '.join(others(share.name, request.guest, holders, claimed))}" for share in fitting)
         if _is_certain(request.item):
             reason, way_out = f"the {_asked(request)} is held by {held.partition(': ')[2]}.", "Give it back there first, or name another one."
         else:

@@ -139,7 +139,7 @@ def test_the_command_names_what_it_can_do():
         assert word in cli.USAGE
 
 
-@pytest.mark.parametrize("role", ["sriov", "vfio", "devices"])
+@pytest.mark.parametrize("role", ["sriov", "vfio", "vmdq", "mdev", "vgpu", "devices"])
 def test_a_role_that_is_given_no_name_declares_by_its_own(role):
     """Else nobody could tell two roles that wish different things of one device (common.overruled)."""
     tasks = yaml.safe_load((ROOT / "roles" / role / "tasks" / "apply.yml").read_text(encoding="utf-8"))
