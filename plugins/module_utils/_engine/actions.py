@@ -678,7 +678,10 @@ def _declare(host: Host, args: Args) -> None:
         wrong = record.wrong(args["resource"], json.loads(json.dumps(entry)))
         if wrong is not None:
             # One such entry keeps the whole document from being read.
-            raise EngineError(f"internal: what would be recorded of it could not be read again ({wrong}). Nothing was recorded. It is a fault of the collection: report it.")
+            raise EngineError(
+                f"internal: what would be recorded of it could not be read again ({wrong}). Nothing was recorded."
+                " It is a fault of the collection: report it."
+            )
     _set_entry(host, args, entry)
 
 
