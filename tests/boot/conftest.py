@@ -47,6 +47,7 @@ PREFIX = os.environ.get("IOVIRT_BOOT_PREFIX", "boot")
 RUN_LIMIT = 180
 ENGINE = ROOT / "plugins" / "module_utils" / "_engine"
 PROGRAM = Path(__file__).parent / "engine_on_host.py"
+PLAYBOOK = Path(__file__).parent / "iommu.yml"
 #: Seconds for a boot in emulation on a busy machine.
 BOOT_LIMIT = float(os.environ.get("IOVIRT_BOOT_LIMIT", "600"))
 
@@ -205,12 +206,31 @@ class BootLab(lab_module.Lab):  # type: ignore[misc, name-defined]
         assert len(results) == calls, (out, err)
         return results, err
 
-    def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """By Ansible, as a user would; in a slice with one of its hosts only, as its seconds are the same for each."""
-        if self.quick and self.flavour == "amdvi":
-            (result,) = self.engine((name, arguments))
-            return result
-        return dict(self.module(name, **arguments))
+    def iommu(self, check: bool = False, reboot: bool = False, **wish: Any) -> dict[str, Any]:
+        """By a playbook with the role, as a user would, and with `reboot` with the role's own one; in a slice with one of its
+        hosts only, as its seconds are the same for each. The result is that of the role's last call of the module."""
+        if self.by_engine:
+            return self._iommu_by_engine(check, reboot, wish)
+        before = self.boot_id()
+        result = self.folder / "iommu.json"
+        given = {f"iommu_{name}": value for name, value in wish.items()} | {"result_file": str(result)}
+        given["iovirt_reboot"] = "when_needed" if reboot else "never"
+        self.playbook(str(PLAYBOOK), given, *(["--check"] if check else []))
+        if reboot:
+            self.hang_up()
+            assert self.boot_id() not in ("", before), "the role has not rebooted"
+        return dict(json.loads(result.read_text()))
+
+    @property
+    def by_engine(self) -> bool:
+        return self.quick and self.flavour == "amdvi"
+
+    def _iommu_by_engine(self, check: bool, reboot: bool, wish: dict[str, Any]) -> dict[str, Any]:
+        if reboot:
+            self.reboot()
+        (result,) = self.engine(("iommu", {**wish, "check": check, "prove": reboot}))
+        assert not result["failed"], result
+        return result
 
     def words(self) -> list[str]:
         return str(self.shell("cat /proc/cmdline")).split()

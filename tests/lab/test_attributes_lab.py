@@ -68,7 +68,7 @@ def test_attributes_are_set_kept_and_come_back_with_the_driver(lab: Any, port: t
     lab.shell(
         "rmmod igb; modprobe igb; for i in $(seq 90); do "
         f"ip -d link show dev {name} 2>/dev/null | grep -q 'vf 2 .*trust on' && break; sleep 1; done; "
-        f"for i in $(seq 60); do systemctl is-active -q 'iovirt-replay@*' || break; sleep 1; done",
+        "for i in $(seq 60); do [ -z \"$(systemctl list-units -q --state=activating 'iovirt-replay@*')\" ] && break; sleep 1; done",
         limit=300,
     )
     again = vfs_of(lab, name)

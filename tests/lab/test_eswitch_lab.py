@@ -210,8 +210,11 @@ def test_the_replay_follows_a_reload_by_an_operator(netdevsim: Any) -> None:
     lab.shell("iovirt apply; grep -q netdevsim71 /etc/udev/rules.d/99-iovirt.rules")
     index = lab.shell(f"cat /sys/class/net/{PORT}/ifindex")
     lab.shell(
+        # The mode is there before the count. A unit at work is 'activating', which is-active does not take for active.
         f"devlink dev reload {HANDLE} && for i in $(seq 60); do sleep 1; devlink dev eswitch show {HANDLE} | grep -q switchdev"
-        " && ! systemctl is-active -q 'iovirt-replay@*' && exit 0; done; systemctl status 'iovirt-replay@*'; exit 1"
+        " && [ $(cat /sys/bus/netdevsim/devices/netdevsim71/sriov_numvfs) = 2 ]"
+        " && [ $(systemctl show -P ActiveState iovirt-replay@netdevsim71.service) = inactive ]"
+        " && exit 0; done; systemctl status 'iovirt-replay@*'; exit 1"
     )
     assert lab.shell(f"cat /sys/class/net/{PORT}/ifindex") != index
     assert count(lab) == 2 and len(representors(lab)) == 2
@@ -228,7 +231,8 @@ def test_the_replay_does_it_again(netdevsim: Any) -> None:
     lab.shell("echo 71 > /sys/bus/netdevsim/del_device; echo '71 1' > /sys/bus/netdevsim/new_device")
     lab.shell(
         f"for i in $(seq 60); do sleep 1; devlink dev eswitch show {HANDLE} | grep -q switchdev && ethtool -k {PORT} | grep -q 'hw-tc-offload: on'"
-        " && ! systemctl is-active -q 'iovirt-replay@*' && exit 0; done; systemctl status 'iovirt-replay@*'; exit 1"
+        " && [ $(systemctl show -P ActiveState iovirt-replay@netdevsim71.service) = inactive ]"
+        " && exit 0; done; systemctl status 'iovirt-replay@*'; exit 1"
     )
     assert count(lab) == 2 and len(representors(lab)) == 2
     (again,) = calls(lab, (False, {"vf_count": 2, "eswitch": {"mode": "switchdev"}, "hw_tc_offload": True}))

@@ -133,7 +133,7 @@ def test_a_driver_reload_brings_it_back_without_ansible(lab: Any, pf: str) -> No
     wait = (
         f"for i in $(seq 90); do n=$(ls /sys/bus/pci/devices/{pf}/nvme 2>/dev/null); "
         "c=$(nvme list-secondary /dev/${n:-none} -o json 2>/dev/null | grep -c '\"secondary-controller-state\":1'); "
-        f"[ $c = 2 ] && ! systemctl is-active -q iovirt-replay@{pf}.service "
+        f"[ $c = 2 ] && [ $(systemctl show -P ActiveState iovirt-replay@{pf}.service) != activating ] "
         f"&& [ $(ls -d /sys/bus/pci/devices/{pf}/virtfn[01]/nvme/nvme* | wc -l) = 2 ] && exit 0; sleep 2; done; "
         f"systemctl status --no-pager iovirt-replay@{pf}.service; exit 1"
     )
