@@ -39,9 +39,9 @@ def said(what: str) -> Iterator[None]:
 class Watched(FileSystem):
     """The file system, and a word for each write."""
 
-    def _put(self, path: str, data: bytes, mode: int) -> None:
+    def _put(self, path: str, data: bytes, mode: int, for_loader: bool = False) -> None:
         with said(f"write {path}"):
-            super()._put(path, data, mode)
+            super()._put(path, data, mode, for_loader)
 
     def remove(self, path: str) -> None:
         with said(f"remove {path}"):

@@ -60,6 +60,8 @@ class Files(Protocol):
     def write_together(self, writes: Mapping[str, str], limit: float) -> dict[str, Exception]: ...
     def replace(self, path: str, text: str, mode: int = 0o644) -> None: ...
     def replace_data(self, path: str, data: bytes, mode: int = 0o644) -> None: ...
+    def replace_for_loader(self, path: str, text: str, mode: int = 0o644) -> None: ...
+    def kept_for_loader(self, path: str) -> contextlib.AbstractContextManager[None]: ...
     def copy(self, source: str, path: str, mode: int = 0o644) -> None: ...
     def remove(self, path: str) -> None: ...
     def symlink(self, target: str, path: str) -> None: ...
@@ -214,7 +216,34 @@ class FileSystem:
         with open(self._real(source), "rb") as stream:
             self._put(path, stream.read(), mode)
 
-    def _put(self, path: str, data: bytes, mode: int) -> None:
+    def replace_for_loader(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Like replace, for a file that a boot loader reads: at each moment it finds the old or the new one, whole."""
+        self._put(path, text.encode(), mode, for_loader=True)
+
+    @contextlib.contextmanager
+    def kept_for_loader(self, path: str) -> Iterator[None]:
+        """While a file that a boot loader reads is replaced. A boot loader replays no journal (grub-core/fs/ext2.c and xfs.c have none of it):
+        what is only there is not there for it. After a power cut the old name may lead it to a file whose blocks others have by then, so the old
+        file keeps them until the new name is where it finds it; what was written before is settled first (docs/kernel-facts.md)."""
+        real = self._real(path)
+        kept = _kept(real)
+        # No file yet, or a file system that knows one name for a file only: FAT, which has no journal either.
+        with contextlib.suppress(OSError):
+            os.link(real, kept)
+        try:
+            self._settle(real)
+            yield
+            self._settle(real)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(kept)
+
+    def _settle(self, real: str) -> None:
+        # No boot loader reads a tree below another root.
+        if not self._root:
+            _settle(os.path.dirname(real))
+
+    def _put(self, path: str, data: bytes, mode: int, for_loader: bool = False) -> None:
         real = self._real(path)
         folder = os.path.dirname(real)
         os.makedirs(folder, mode=0o755, exist_ok=True)
@@ -226,12 +255,13 @@ class FileSystem:
                 stream.flush()
                 os.fchmod(stream.fileno(), mode)
                 os.fsync(stream.fileno())
-            os.rename(temporary, real)
+            with self.kept_for_loader(path) if for_loader else contextlib.nullcontext():
+                os.rename(temporary, real)
+                _sync_folder(folder)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
-        _sync_folder(folder)
 
     def remove(self, path: str) -> None:
         """Remove a file or an empty directory; nothing happens when it is not there."""
@@ -271,12 +301,23 @@ class FileSystem:
 def _temporary(real: str) -> str:
     """A name beside a file. What runs that were cut off have left of this kind goes: under the lock nobody else writes
     the file, process ids come again, and on an EFI system partition a left-over image would take the next one's room."""
+    _clear(real)
+    return f"{real}.iovirt-{os.getpid()}"
+
+
+def _kept(real: str) -> str:
+    """The second name of a file that is being replaced: of the same kind, and no process has this number."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{real}.iovirt-0")
+    return f"{real}.iovirt-0"
+
+
+def _clear(real: str) -> None:
     folder, name = os.path.split(real)
     for found in os.listdir(folder):
         if LEFTOVER.fullmatch(found) and found.rpartition(".iovirt-")[0] == name:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{folder}/{found}")
-    return f"{real}.iovirt-{os.getpid()}"
 
 
 def _wait_for_lock(handle: int, path: str, limit: float) -> None:
@@ -418,6 +459,41 @@ def _child_write(real: str, data: str) -> None:
         code = code if code < 256 else errno.EOPNOTSUPP
     finally:
         os._exit(code)
+
+
+#: EXT4_IOC_CHECKPOINT (fs/ext4/ext4.h, since Linux 5.14), FIFREEZE and FITHAW (include/uapi/linux/fs.h), as most architectures number them.
+_CHECKPOINT, _FREEZE, _THAW = 0x4004662B, 0xC0045877, 0xC0045878
+#: Seconds for a file system to write all that it has to.
+_SETTLE_LIMIT = 60.0
+
+
+def _settle(folder: str) -> None:
+    """Empty the journal of a folder's file system: its metadata are in their places then. ext4 does it when asked; others (XFS, an ext4 before Linux
+    5.14) do it when they are frozen, as ostree has it for /boot, and this one is let go in the same breath. Where there is no journal, or nothing
+    of it, nothing happens."""
+    try:
+        _ioctl(folder, _CHECKPOINT)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
+            # ENODEV: ext4 without a journal. Others: the write that comes will say it.
+            return
+        _freeze_for_a_moment(folder)
+
+
+def _freeze_for_a_moment(folder: str) -> None:
+    """In a session of its own, so that nothing that ends this process comes between the two."""
+    done = _detached(lambda: (_ioctl(folder, number) for number in (_FREEZE, _THAW)), _SETTLE_LIMIT)
+    if len(done) == 1:
+        # Only one of ours is let go: one that was frozen before is somebody's, who makes a snapshot.
+        _ioctl(folder, _THAW)
+
+
+def _ioctl(folder: str, number: int) -> int:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return len(fcntl.ioctl(handle, number, bytes(4)))
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(folder: str) -> None:

@@ -326,7 +326,8 @@ def remake(host: Host, of: str, found: Mapping[str, str]) -> None:
 
 def _refresh(host: Host, here: Tool, image: str, release: str) -> None:
     argv = _filled(here.refresh, image, release)
-    code, _out, err = host.run(argv)
+    with host.files.kept_for_loader(image):
+        code, _out, err = host.run(argv)
     if code:
         said = (err.strip().splitlines() or [f"exit status {code}"])[-1]
         raise EngineError(f"{' '.join(argv)} failed: {said}. Is there room in /boot? The next run tries again.")

@@ -318,6 +318,8 @@ def _set(files: Files, path: str, text: str | None, mode: int) -> None:
             files.remove(path)
         elif mount_of(files, path).type in ("vfat", "msdos"):
             swap(files, path, lambda target: files.replace(target, text, mode))
+        elif path.startswith("/boot/"):
+            files.replace_for_loader(path, text, files.mode(path) or mode)
         else:
             files.replace(path, text, files.mode(path) or mode)
     except OSError as error:

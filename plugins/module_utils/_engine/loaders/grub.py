@@ -206,7 +206,7 @@ def make_config(host: Host, args: Mapping[str, Any]) -> None:
         raise EngineError(f"{args['tool']} failed: {said}. {config} is as it was; {_culprit(host.files, err)}")
     try:
         _check(host.files, text, args)
-        host.files.replace(config, text, host.files.mode(config) or 0o600)
+        host.files.replace_for_loader(config, text, host.files.mode(config) or 0o600)
     except OSError as error:
         raise EngineError(f"{config} cannot be written: {explain(error)}. The host boots with what it had.") from None
     finally:

@@ -215,6 +215,8 @@ class SimKernel:
         self.initramfs_tool: tuple[str, ...] = sim_modules.INITRAMFS_TOOLS
         self.images: dict[str, dict[str, str]] = {f"/boot/initrd.img-{RELEASE}": {}}
         self.changes: dict[str, float] = {}
+        #: Files that a boot loader reads, kept while they were replaced by a tool.
+        self.kept: list[str] = []
         self.initramfs_breaks = False
         self.blocking: list[str] = []
         #: Functions whose device lock a hanging write holds.
@@ -921,6 +923,14 @@ class SimKernel:
 
     def replace_data(self, path: str, data: bytes, mode: int = 0o644) -> None:
         self.replace(path, data.decode("latin-1"), mode)
+
+    def replace_for_loader(self, path: str, text: str, mode: int = 0o644) -> None:
+        self.replace(path, text, mode)
+
+    @contextlib.contextmanager
+    def kept_for_loader(self, path: str) -> Iterator[None]:
+        self.kept.append(path)
+        yield
 
     def copy(self, source: str, path: str, mode: int = 0o644) -> None:
         self.replace(path, self.files[self._real(source)], mode)

@@ -195,6 +195,101 @@ def test_writes_together_wait_at_the_same_time_and_fail_each_for_itself(files, t
             assert reader.read() == data
 
 
+@pytest.fixture
+def settled(tmp_path, monkeypatch):
+    """What a boot loader finds each time that the journal is emptied."""
+    seen = []
+    monkeypatch.setattr(host_module, "_settle", lambda folder: seen.append({p.name: p.read_text() for p in tmp_path.iterdir()}))
+    return seen
+
+
+def test_a_boot_loader_finds_the_old_or_the_new_file_whole(settled, tmp_path):
+    """The new one is settled before its name is, and the old one's blocks are its own until then."""
+    (tmp_path / "grub.cfg").write_text("old")
+    FileSystem("/").replace_for_loader(f"{tmp_path}/grub.cfg", "new", 0o600)
+    beside = f"grub.cfg.iovirt-{os.getpid()}"
+    assert settled == [
+        {"grub.cfg": "old", "grub.cfg.iovirt-0": "old", beside: "new"},
+        {"grub.cfg": "new", "grub.cfg.iovirt-0": "old"},
+    ]
+    assert os.listdir(tmp_path) == ["grub.cfg"]
+    assert stat.S_IMODE((tmp_path / "grub.cfg").stat().st_mode) == 0o600
+
+
+def test_a_file_for_a_boot_loader_that_is_new_or_cannot_have_two_names(settled, tmp_path, monkeypatch):
+    FileSystem("/").replace_for_loader(f"{tmp_path}/entry.conf", "one")
+
+    def refused(source, target):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    FileSystem("/").replace_for_loader(f"{tmp_path}/entry.conf", "two")
+    assert [found.get("entry.conf") for found in settled] == [None, "one", "one", "two"]
+    assert os.listdir(tmp_path) == ["entry.conf"]
+
+
+def test_a_tool_that_fails_leaves_no_second_name(settled, tmp_path):
+    (tmp_path / "initrd.img").write_text("old")
+    # One that a cut left.
+    (tmp_path / "initrd.img.iovirt-0").write_text("older")
+    with pytest.raises(RuntimeError), FileSystem("/").kept_for_loader(f"{tmp_path}/initrd.img"):
+        assert (tmp_path / "initrd.img.iovirt-0").read_text() == "old"
+        raise RuntimeError
+    assert os.listdir(tmp_path) == ["initrd.img"]
+
+
+def test_below_another_root_nothing_is_settled(settled, files, tmp_path):
+    files.replace_for_loader("/grub.cfg", "new")
+    assert settled == [] and os.listdir(tmp_path) == ["grub.cfg"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked"),
+    [
+        # ext4
+        ({}, ["checkpoint"]),
+        # XFS, and an ext4 of before Linux 5.14
+        ({"checkpoint": errno.ENOTTY}, ["checkpoint", "freeze", "thaw"]),
+        # vfat
+        ({"checkpoint": errno.ENOTTY, "freeze": errno.EOPNOTSUPP}, ["checkpoint", "freeze"]),
+        # Somebody makes a snapshot: theirs is not let go.
+        ({"checkpoint": errno.ENOTTY, "freeze": errno.EBUSY}, ["checkpoint", "freeze"]),
+        # ext4 without a journal
+        ({"checkpoint": errno.ENODEV}, ["checkpoint"]),
+    ],
+)
+def test_a_journal_is_emptied_as_the_file_system_can(answers, asked, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+
+    def ioctl(folder, number):
+        name = {host_module._CHECKPOINT: "checkpoint", host_module._FREEZE: "freeze", host_module._THAW: "thaw"}[number]
+        with open(log, "a") as stream:
+            stream.write(f"{name}\n")
+        if name in answers:
+            raise OSError(answers[name], "")
+        return 4
+
+    monkeypatch.setattr(host_module, "_ioctl", ioctl)
+    host_module._settle(str(tmp_path))
+    assert log.read_text().split() == asked
+
+
+def test_what_was_frozen_is_let_go_whatever_ends_in_between(tmp_path, monkeypatch):
+    here, thawed = os.getpid(), []
+
+    def ioctl(folder, number):
+        if number == host_module._CHECKPOINT:
+            raise OSError(errno.ENOTTY, "")
+        if number == host_module._THAW and os.getpid() != here:
+            os._exit(9)
+        thawed.extend([folder] if number == host_module._THAW else [])
+        return 4
+
+    monkeypatch.setattr(host_module, "_ioctl", ioctl)
+    host_module._settle(str(tmp_path))
+    assert thawed == [str(tmp_path)]
+
+
 def test_the_hanging_child_is_in_a_session_of_its_own(files, tmp_path):
     """So that the end of the connection that started the run does not end it in the middle of a write."""
     os.mkfifo(tmp_path / "numvfs")
