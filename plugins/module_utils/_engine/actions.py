@@ -11,7 +11,7 @@ import contextlib
 import errno
 import importlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 from . import aliases, boot, cmdline, devlink, drivers, link, msix, mstconfig, nvmecli, record, security, store, sysfs
@@ -22,10 +22,14 @@ from .read import DEVICES, DRIVERS
 
 #: Seconds. A count of 125 VFs was seen to take more than 60 s (docs/kernel-facts.md).
 COUNT_LIMIT = 120.0
+#: Seconds for drivers to take the VFs of a port, one after the other.
+PROBE_LIMIT = 300.0
 #: Seconds for a driver to let a device go.
 UNBIND_LIMIT = 60.0
 #: Seconds for VF links and drivers to show up after the kernel said yes: the driver may come late, from udev.
 APPEAR_LIMIT = 30.0
+
+DRIVERS_PROBE = "/sys/bus/pci/drivers_probe"
 
 #: What driver_override reads as where there is none: a pointer that was never set is "(null)" (drivers/pci/pci-sysfs.c).
 _NO_OVERRIDE = ("", "(null)", None)
@@ -62,12 +66,7 @@ def _set_vf_count(host: Host, args: Args) -> None:
 def _set_vf_counts(host: Host, arguments: Sequence[Args]) -> list[Exception | None]:
     """Several cards at the same time (one round), as one may take a minute."""
     errors = _recount_all(host, arguments)
-    for args in arguments:
-        if args["pf"] not in errors and not args["hold"]:
-            try:
-                _let_probe(host, args["pf"], args["to"], args["reserved"], args["autoprobe"], args["held_back"])
-            except (EngineError, OSError) as error:
-                errors[args["pf"]] = error
+    errors.update(_let_probe_all(host, [{**args, "count": args["to"]} for args in arguments if args["pf"] not in errors and not args["hold"]]))
     return [errors.get(args["pf"]) for args in arguments]
 
 
@@ -112,7 +111,8 @@ def _undo_vf_count(host: Host, args: Args) -> None:
         _restore_attributes(host, args, rates=False)
         _restore_msix_counts(host, args["pf"], args["msix"])
     finally:
-        _let_probe(host, args["pf"], args["from"], args["previous"], args["autoprobe"])
+        again = {"pf": args["pf"], "count": args["from"], "reserved": args["previous"], "autoprobe": args["autoprobe"], "held_back": ()}
+        _raise_first(list(_let_probe_all(host, [again]).values()))
     if args.get("controllers"):
         _set_nvme_secondary(host, {"pf": args["pf"], "to": args["controllers"]})
     for index, driver in args["previous"].items():
@@ -135,7 +135,12 @@ def _restore_attributes(host: Host, args: Args, rates: bool) -> None:
 
 def _probe_vfs(host: Host, args: Args) -> None:
     """Offer VFs that were held back to their drivers."""
-    _let_probe(host, args["pf"], args["count"], args["reserved"], args["autoprobe"], args["held_back"])
+    _raise_first(_probe_all_vfs(host, [args]))
+
+
+def _probe_all_vfs(host: Host, arguments: Sequence[Args]) -> list[Exception | None]:
+    errors = _let_probe_all(host, arguments)
+    return [errors.get(args["pf"]) for args in arguments]
 
 
 def _undo_probe_vfs(host: Host, args: Args) -> None:
@@ -185,28 +190,44 @@ def _hold_back(host: Host, pf: str, autoprobe: bool) -> None:
     _hold_probing(host, pf, autoprobe, True)
 
 
-def _let_probe(
-    host: Host, pf: str, count: int, reserved: Mapping[str, str], autoprobe: bool, held_back: Collection[int] = ()
-) -> None:
-    """The overrides first, so that no VF ever shows up under a driver it was not meant for. The VFs that are held back
+def _let_probe_all(host: Host, arguments: Sequence[Args]) -> dict[str, Exception]:
+    """Several cards at the same time (one round), as a driver may wait for its card's firmware for each VF. PF -> what went wrong."""
+    errors: dict[str, Exception] = {}
+    offers: dict[str, list[str]] = {}
+    for args in arguments:
+        try:
+            offers[args["pf"]] = _reserve(host, args)
+        except (EngineError, OSError) as error:
+            errors[args["pf"]] = error
+    errors.update(host.files.offer_together(DRIVERS_PROBE, offers, PROBE_LIMIT))
+    for args in arguments:
+        try:
+            if args["autoprobe"] and args["pf"] not in errors:
+                host.files.remove(store.held_back(args["pf"]))
+        except OSError as error:
+            errors[args["pf"]] = error
+    return errors
+
+
+def _reserve(host: Host, args: Args) -> list[str]:
+    """The overrides first, so that no VF ever shows up under a driver it was not meant for. Those to be offered: the VFs that are held back
     get their driver in a step of their own."""
+    pf, reserved = args["pf"], args["reserved"]
     try:
         for index, driver in reserved.items():
             host.files.write(f"{DEVICES}/{_vf_address(host, pf, int(index))}/driver_override", driver)
     finally:
-        _hold_probing(host, pf, autoprobe, False)
-    if autoprobe:
-        _probe_others(host, pf, [i for i in range(count) if str(i) not in reserved and i not in held_back])
-        host.files.remove(store.held_back(pf))
+        _hold_probing(host, pf, args["autoprobe"], False)
+    others = [index for index in range(args["count"]) if str(index) not in reserved and index not in args["held_back"]]
+    return [_vf_address(host, pf, index) for index in others] if args["autoprobe"] else []
 
 
 def _resume_probing(host: Host, args: Args) -> None:
     """What a run that was cut off would have done next."""
     host.files.write(_autoprobe(args["pf"]), "1")
-    for index in range(_count(host, args["pf"])):
-        address = _vf_address(host, args["pf"], index)
-        if not _driver(host, address) and host.files.attr(f"{DEVICES}/{address}/driver_override") in _NO_OVERRIDE:
-            _offer_if_wanted(host, address)
+    addresses = [_vf_address(host, args["pf"], index) for index in range(_count(host, args["pf"]))]
+    free = [a for a in addresses if not _driver(host, a) and host.files.attr(f"{DEVICES}/{a}/driver_override") in _NO_OVERRIDE]
+    _offer_vfs(host, args["pf"], free)
     host.files.remove(store.held_back(args["pf"]))
 
 
@@ -261,18 +282,10 @@ def _room_advice(host: Host) -> str:
     )
 
 
-def _probe_others(host: Host, pf: str, indexes: Collection[int]) -> None:
-    """Offer the VFs without a wish to the loaded drivers, as the kernel would have done by itself at their birth. It
+def _offer_vfs(host: Host, pf: str, addresses: Sequence[str]) -> None:
+    """Offer VFs without a wish to the loaded drivers, as the kernel would have done by itself at their birth. It
     ignores a driver that declines, and so do we: whoever wished a driver for a VF has a step of its own for it."""
-    for index in indexes:
-        _offer_if_wanted(host, _vf_address(host, pf, index))
-
-
-def _offer_if_wanted(host: Host, address: str) -> None:
-    try:
-        host.files.write("/sys/bus/pci/drivers_probe", address)
-    except OSError:
-        return
+    _raise_first(list(host.files.offer_together(DRIVERS_PROBE, {pf: addresses}, PROBE_LIMIT).values()))
 
 
 def _count(host: Host, pf: str) -> int:
@@ -441,7 +454,7 @@ def _let_go(host: Host, address: str) -> None:
 
 def _offer(host: Host, address: str) -> None:
     try:
-        host.files.write("/sys/bus/pci/drivers_probe", address)
+        host.files.write(DRIVERS_PROBE, address)
     except OSError as error:
         raise EngineError(
             f"no driver could be asked to take {address}: {explain(error)}. Look at the kernel log."
@@ -601,7 +614,7 @@ def _attach_vfs(host: Host, args: Args) -> None:
     drivers that take them by themselves."""
     if args["offered"]:
         others = [index for index in range(_count(host, args["pf"])) if str(index) not in args["reserved"]]
-        _probe_others(host, args["pf"], others)
+        _offer_vfs(host, args["pf"], [_vf_address(host, args["pf"], index) for index in others])
     for index, driver in args["drivers"].items():
         address = _vf_address(host, args["pf"], int(index))
         if _driver(host, address) is None:
@@ -770,7 +783,7 @@ def _packed() -> tuple[Any, ...]:
 TABLE: Mapping[str, Step] = {
     "set_vf_count": Step(_set_vf_count, _undo_vf_count, _set_vf_counts, rounds),
     "resume_probing": Step(_resume_probing, _undo_resume),
-    "probe_vfs": Step(_probe_vfs, _undo_probe_vfs),
+    "probe_vfs": Step(_probe_vfs, _undo_probe_vfs, _probe_all_vfs, rounds),
     "set_vf_attributes": Step(link.set_vf_attributes, link.undo_vf_attributes, link.set_many),
     "set_up": Step(link.set_up, link.undo_up),
     "unbind": Step(_unbind_vf, _undo_bind),

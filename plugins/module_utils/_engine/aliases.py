@@ -182,9 +182,27 @@ def native_drivers(files: Files, modaliases: Iterable[str], drivers: Iterable[st
         lines.append((entry[1], built_in[built_in.rfind("\0", 0, entry.start()) + 1 : entry.start()]))
     for pattern, module in lines:
         for modalias in wanted:
-            if modalias not in found and fnmatch.fnmatchcase(modalias, pattern):
+            if modalias not in found and fits(modalias, pattern):
                 found[modalias] = _driver_of(files, module, registered)
     return found
+
+
+def fits(text: str, pattern: str) -> bool:
+    """As fnmatch.fnmatchcase, which compiles each pattern: with twenty of them, more work than all else about the table (docs/dev/benchmarks.md).
+    depmod's have stars alone; others are left to it."""
+    if "?" in pattern or "[" in pattern:
+        return fnmatch.fnmatchcase(text, pattern)
+    first, *rest = pattern.split("*")
+    if not rest:
+        return text == pattern
+    *middle, last = rest
+    at = len(first)
+    for part in middle:
+        found = text.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return text.startswith(first) and text.endswith(last) and len(text) - len(last) >= at
 
 
 def natives(

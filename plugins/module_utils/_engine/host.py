@@ -58,6 +58,7 @@ class Files(Protocol):
     def ask_kvm(self, path: str, limit: float) -> dict[str, Any] | None: ...
     def write(self, path: str, data: str, limit: float | None = None) -> None: ...
     def write_together(self, writes: Mapping[str, str], limit: float) -> dict[str, Exception]: ...
+    def offer_together(self, path: str, series: Mapping[str, Sequence[str]], limit: float) -> dict[str, Stuck]: ...
     def replace(self, path: str, text: str, mode: int = 0o644) -> None: ...
     def replace_data(self, path: str, data: bytes, mode: int = 0o644) -> None: ...
     def replace_for_loader(self, path: str, text: str, mode: int = 0o644) -> None: ...
@@ -202,6 +203,15 @@ class FileSystem:
             except (OSError, Stuck) as error:
                 failed[path] = error
         return failed
+
+    def offer_together(self, path: str, series: Mapping[str, Sequence[str]], limit: float) -> dict[str, Stuck]:
+        """Write words to one attribute: those of a series one after the other, whatever the kernel answers, and all series at the same time. Key ->
+        Stuck for a series that has not come to its end within limit seconds."""
+        real = self._real(path)
+        children = {key: _begin_offers(real, words) for key, words in series.items() if words}
+        end = time.monotonic() + limit
+        late = [key for key, child in children.items() if _wait_for_child(child, end - time.monotonic()) is None]
+        return {key: Stuck(f"the writes of {', '.join(series[key])} to {real} have not returned within {limit:g} s") for key in late}
 
     def replace(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file so that after a crash either the old or the new content is there, never half of one."""
@@ -399,6 +409,21 @@ def _begin_write(real: str, data: str) -> int:
     child = os.fork()
     if child == 0:
         _child_write(real, data)
+    return child
+
+
+def _begin_offers(real: str, words: Sequence[str]) -> int:
+    """The child that writes one after the other."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            os.closerange(0, 65536)
+            for word in words:
+                with contextlib.suppress(OSError):
+                    _write_attribute(real, word)
+        finally:
+            os._exit(0)
     return child
 
 

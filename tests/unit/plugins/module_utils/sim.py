@@ -913,6 +913,18 @@ class SimKernel:
                 failed[path] = error
         return failed
 
+    def offer_together(self, path: str, series: Mapping[str, Sequence[str]], limit: float) -> dict[str, Stuck]:
+        """One after the other, as above."""
+        late = {}
+        for key, words in series.items():
+            try:
+                for word in words:
+                    with contextlib.suppress(OSError):
+                        self.write(path, word, limit)
+            except Stuck as error:
+                late[key] = error
+        return late
+
     def replace(self, path: str, text: str, mode: int = 0o644) -> None:
         self._begin("replace", path, text)
         real = self._real(path, last=False)

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import fnmatch
+import random
+
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import aliases, drivers, security
 from ansible_collections.iovirt.host.plugins.module_utils._engine.host import FileSystem
@@ -107,6 +110,17 @@ def test_a_module_with_a_driver_of_a_name_nobody_knows():
     sim = lab()
     sim.add_driver("inner", module="outer")
     assert "driver is called inner" in call(sim, vfio=[at(EDU, driver="outer")])["failures"][EDU]
+
+
+def test_a_pattern_fits_as_fnmatch_has_it():
+    draw, fitted = random.Random(1), 0
+    for _number in range(5000):
+        text = "".join(draw.choices("ab", k=draw.randrange(6)))
+        pattern = "".join(draw.choices("ab*?", [4, 4, 4, 1], k=draw.randrange(6)))
+        assert aliases.fits(text, pattern) == fnmatch.fnmatchcase(text, pattern), (text, pattern)
+        fitted += aliases.fits(text, pattern)
+    assert 500 < fitted < 4500
+    assert aliases.fits("pci:v0001", "pci:v[0-9]*")
 
 
 def test_built_in_drivers_are_found_by_modalias():

@@ -290,6 +290,24 @@ def test_what_was_frozen_is_let_go_whatever_ends_in_between(tmp_path, monkeypatc
     assert thawed == [str(tmp_path)]
 
 
+def test_offers_of_several_cards_wait_at_the_same_time(files, tmp_path):
+    """What the kernel answers is nobody's matter; only one that hangs is told, and keeps no other one."""
+    os.mkfifo(tmp_path / "hangs")
+    (tmp_path / "probe").write_text("")
+    assert files.offer_together("/absent", {"a": ["1", "2"], "b": []}, limit=5) == {}
+    assert files.offer_together("/probe", {"a": ["1", "2"]}, limit=5) == {}
+    start = time.monotonic()
+    late = files.offer_together("/hangs", {"a": ["1", "2"], "b": ["3"]}, limit=0.5)
+    assert 0.5 <= time.monotonic() - start < 3
+    assert set(late) == {"a", "b"} and "1, 2" in str(late["a"]) and "0.5 s" in str(late["b"])
+    # They go on once they can.
+    reader, seen = os.open(tmp_path / "hangs", os.O_RDWR), b""
+    while len(seen) < 3:
+        seen += os.read(reader, 3)
+    os.close(reader)
+    assert sorted(seen.decode()) == ["1", "2", "3"]
+
+
 def test_the_hanging_child_is_in_a_session_of_its_own(files, tmp_path):
     """So that the end of the connection that started the run does not end it in the middle of a write."""
     os.mkfifo(tmp_path / "numvfs")
