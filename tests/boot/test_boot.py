@@ -152,6 +152,7 @@ READ_ONLY = ("mount --bind {0} {0}; mount -o remount,bind,ro {0}", "umount {0}",
 NIXOS = ("touch /etc/NIXOS", "rm /etc/NIXOS", "NixOS writes them from its own configuration")
 #: To the last cluster: a page that does not fit whole leaves some.
 FULL = ("for n in 64k 1k; do dd if=/dev/zero bs=$n 2>/dev/null >>{0}/filler; done; sync; true", "rm {0}/filler; sync", "")
+FULL_ESP = tuple(word.format("/boot/efi") for word in FULL)
 THEIRS = "/etc/default/grub.d/50-theirs.cfg"
 SCRIPT = "/etc/grub.d/11_theirs"
 WRONG = {
@@ -166,7 +167,7 @@ WRONG = {
         [word.format("/boot") for word in READ_ONLY],
         ("mv /usr/sbin/grubby /root; ln -s /bin/false /usr/sbin/grubby", "mv /root/grubby /usr/sbin", "grubby --info=ALL failed"),
     ],
-    "systemd-boot": [[word.format("/boot/efi") for word in READ_ONLY], [word.format("/boot/efi") for word in FULL]],
+    "systemd-boot": [[word.format("/boot/efi") for word in READ_ONLY], FULL_ESP],
 }
 WRONG["uki"] = WRONG["systemd-boot"]
 
@@ -192,8 +193,11 @@ def test_bad_input_changes_nothing_and_it_boots_with_what_it_had(lab: Any) -> No
         assert result["failed"] and said in result["msg"], (wrong, result)
         assert lab.boot_files() == before, wrong
     if not lab.quick:
+        full = FULL_ESP if FULL_ESP in WRONG[LOADERS[lab.flavour]] else ("true", "true", "")
+        lab.shell(full[0], limit=300)
         lab.reboot()
         assert lab.words() == words
+        lab.shell(full[1])
 
 
 def test_a_tool_that_only_complains_is_no_failure(lab: Any) -> None:
