@@ -60,6 +60,11 @@ def cut(lab: Any, wish: dict[str, Any], moment: float) -> tuple[str, str]:
     lab.hang_up()
     child.kill()
     out, err = child.communicate(timeout=60)
+    # Its lock on the disk goes with it, on a busy machine a moment later.
+    end = time.monotonic() + 60
+    while os.path.exists(f"/proc/{pid}/exe"):
+        assert time.monotonic() < end, f"QEMU {pid} does not go"
+        time.sleep(0.05)
     return out, err
 
 

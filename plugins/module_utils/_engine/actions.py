@@ -11,7 +11,7 @@ import contextlib
 import errno
 import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 from . import aliases, boot, cmdline, devlink, drivers, link, msix, mstconfig, nvmecli, record, security, store, sysfs
@@ -22,8 +22,8 @@ from .read import DEVICES, DRIVERS
 
 #: Seconds. A count of 125 VFs was seen to take more than 60 s (docs/kernel-facts.md).
 COUNT_LIMIT = 120.0
-#: Seconds for drivers to take the VFs of a port, one after the other.
-PROBE_LIMIT = 300.0
+#: Seconds for a driver to take a VF, of those of a port one after the other.
+PROBE_LIMIT = 30.0
 #: Seconds for a driver to let a device go.
 UNBIND_LIMIT = 60.0
 #: Seconds for VF links and drivers to show up after the kernel said yes: the driver may come late, from udev.
@@ -199,7 +199,7 @@ def _let_probe_all(host: Host, arguments: Sequence[Args]) -> dict[str, Exception
             offers[args["pf"]] = _reserve(host, args)
         except (EngineError, OSError) as error:
             errors[args["pf"]] = error
-    errors.update(host.files.offer_together(DRIVERS_PROBE, offers, PROBE_LIMIT))
+    errors.update(host.files.offer_together(DRIVERS_PROBE, offers, _probe_limit(offers.values())))
     for args in arguments:
         try:
             if args["autoprobe"] and args["pf"] not in errors:
@@ -285,7 +285,11 @@ def _room_advice(host: Host) -> str:
 def _offer_vfs(host: Host, pf: str, addresses: Sequence[str]) -> None:
     """Offer VFs without a wish to the loaded drivers, as the kernel would have done by itself at their birth. It
     ignores a driver that declines, and so do we: whoever wished a driver for a VF has a step of its own for it."""
-    _raise_first(list(host.files.offer_together(DRIVERS_PROBE, {pf: addresses}, PROBE_LIMIT).values()))
+    _raise_first(list(host.files.offer_together(DRIVERS_PROBE, {pf: addresses}, _probe_limit([addresses])).values()))
+
+
+def _probe_limit(series: Iterable[Sequence[str]]) -> float:
+    return PROBE_LIMIT * max([1, *map(len, series)])
 
 
 def _count(host: Host, pf: str) -> int:

@@ -35,6 +35,8 @@ class Run(Protocol):
 
 #: The name of a file that was being written (FileSystem.replace), left by a run that was cut off.
 LEFTOVER = re.compile(r".+\.iovirt-\d+")
+#: The second name of a file that a boot loader reads (FileSystem.kept_for_loader): of the same kind, and no process has this number.
+_KEPT = ".iovirt-0"
 
 #: Attributes of sysfs are at most one page (Documentation/filesystems/sysfs.rst); resource tables are a little more.
 ATTRIBUTE_LIMIT = 65536
@@ -58,7 +60,7 @@ class Files(Protocol):
     def ask_kvm(self, path: str, limit: float) -> dict[str, Any] | None: ...
     def write(self, path: str, data: str, limit: float | None = None) -> None: ...
     def write_together(self, writes: Mapping[str, str], limit: float) -> dict[str, Exception]: ...
-    def offer_together(self, path: str, series: Mapping[str, Sequence[str]], limit: float) -> dict[str, Stuck]: ...
+    def offer_together(self, path: str, series: Mapping[str, Sequence[str]], limit: float) -> dict[str, Exception]: ...
     def replace(self, path: str, text: str, mode: int = 0o644) -> None: ...
     def replace_data(self, path: str, data: bytes, mode: int = 0o644) -> None: ...
     def replace_for_loader(self, path: str, text: str, mode: int = 0o644) -> None: ...
@@ -204,14 +206,24 @@ class FileSystem:
                 failed[path] = error
         return failed
 
-    def offer_together(self, path: str, series: Mapping[str, Sequence[str]], limit: float) -> dict[str, Stuck]:
+    def offer_together(self, path: str, series: Mapping[str, Sequence[str]], limit: float) -> dict[str, Exception]:
         """Write words to one attribute: those of a series one after the other, whatever the kernel answers, and all series at the same time. Key ->
-        Stuck for a series that has not come to its end within limit seconds."""
-        real = self._real(path)
-        children = {key: _begin_offers(real, words) for key, words in series.items() if words}
-        end = time.monotonic() + limit
-        late = [key for key, child in children.items() if _wait_for_child(child, end - time.monotonic()) is None]
-        return {key: Stuck(f"the writes of {', '.join(series[key])} to {real} have not returned within {limit:g} s") for key in late}
+        what went wrong: Stuck for a series that has not come to its end within limit seconds."""
+        real, end = self._real(path), time.monotonic() + limit
+        children: dict[str, int] = {}
+        failed: dict[str, Exception] = {}
+        for key, words in series.items():
+            try:
+                children.update({key: _begin_offers(real, words, end)} if words else {})
+            except OSError as error:
+                failed[key] = error
+        for key, child in children.items():
+            status = _wait_for_child(child, end - time.monotonic())
+            if status is None:
+                failed[key] = Stuck(f"the writes of {', '.join(series[key])} to {real} have not returned within {limit:g} s")
+            elif status:
+                failed[key] = EngineError(f"who wrote {', '.join(series[key])} to {real} was ended before it was done; look at the kernel log.")
+        return failed
 
     def replace(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file so that after a crash either the old or the new content is there, never half of one."""
@@ -236,17 +248,27 @@ class FileSystem:
         what is only there is not there for it. After a power cut the old name may lead it to a file whose blocks others have by then, so the old
         file keeps them until the new name is where it finds it; what was written before is settled first (docs/kernel-facts.md)."""
         real = self._real(path)
-        kept = _kept(real)
-        # No file yet, or a file system that knows one name for a file only: FAT, which has no journal either.
-        with contextlib.suppress(OSError):
+        kept = f"{real}{_KEPT}"
+        if os.path.lexists(kept):
+            # A run that was cut off has left it. On the disk the name may lead there still.
+            self._settle(real)
+            os.unlink(kept)
+        try:
             os.link(real, kept)
+        except OSError as error:
+            # No file yet, or a file system that knows one name for a file only: FAT, which has no journal either.
+            if error.errno not in (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
         try:
             self._settle(real)
             yield
+        except BaseException:
+            _unlink(kept)
+            raise
+        # The new file has its name. What is not settled, or cannot be taken away, waits for the next time.
+        with contextlib.suppress(OSError):
             self._settle(real)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(kept)
+            _unlink(kept)
 
     def _settle(self, real: str) -> None:
         # No boot loader reads a tree below another root.
@@ -311,23 +333,16 @@ class FileSystem:
 def _temporary(real: str) -> str:
     """A name beside a file. What runs that were cut off have left of this kind goes: under the lock nobody else writes
     the file, process ids come again, and on an EFI system partition a left-over image would take the next one's room."""
-    _clear(real)
+    folder, name = os.path.split(real)
+    for found in os.listdir(folder):
+        if LEFTOVER.fullmatch(found) and found.rpartition(".iovirt-")[0] == name and not found.endswith(_KEPT):
+            _unlink(f"{folder}/{found}")
     return f"{real}.iovirt-{os.getpid()}"
 
 
-def _kept(real: str) -> str:
-    """The second name of a file that is being replaced: of the same kind, and no process has this number."""
+def _unlink(real: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{real}.iovirt-0")
-    return f"{real}.iovirt-0"
-
-
-def _clear(real: str) -> None:
-    folder, name = os.path.split(real)
-    for found in os.listdir(folder):
-        if LEFTOVER.fullmatch(found) and found.rpartition(".iovirt-")[0] == name:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{folder}/{found}")
+        os.unlink(real)
 
 
 def _wait_for_lock(handle: int, path: str, limit: float) -> None:
@@ -369,16 +384,22 @@ def _read_detached(reals: Sequence[str], limit: float) -> list[str | None]:
 def _detached(work: Callable[[], Iterable[Any]], limit: float, end: bool = False) -> list[Any]:
     """What a child of its own session finds within limit seconds; with `end` a late one is ended. Answers go through
     memory, one line of JSON each, so what was found before a hang is not lost."""
+    return _detach(work, limit, end)[0]
+
+
+def _detach(work: Callable[[], Iterable[Any]], limit: float, end: bool = False) -> tuple[list[Any], bool]:
+    """The same, and whether the child has ended by itself."""
     memory = os.memfd_create("iovirt-read", os.MFD_CLOEXEC)
     child = os.fork()
     if child == 0:
         _child_work(work, memory)
-    if _wait_for_child(child, limit) is None and end:
+    ended = _wait_for_child(child, limit) is not None
+    if end and not ended:
         # Not waited for: one that the kernel holds does not end.
         os.kill(child, signal.SIGKILL)
     with os.fdopen(memory, "rb") as stream:
         stream.seek(0)
-        return [json.loads(line) for line in stream.read().splitlines()]
+        return [json.loads(line) for line in stream.read().splitlines()], ended
 
 
 def _child_work(work: Callable[[], Iterable[Any]], memory: int) -> None:
@@ -412,8 +433,8 @@ def _begin_write(real: str, data: str) -> int:
     return child
 
 
-def _begin_offers(real: str, words: Sequence[str]) -> int:
-    """The child that writes one after the other."""
+def _begin_offers(real: str, words: Sequence[str], end: float) -> int:
+    """The child that writes one after the other. Past the end nobody waits for it, and another run may have other plans: it begins no more."""
     child = os.fork()
     if child == 0:
         try:
@@ -421,7 +442,8 @@ def _begin_offers(real: str, words: Sequence[str]) -> int:
             os.closerange(0, 65536)
             for word in words:
                 with contextlib.suppress(OSError):
-                    _write_attribute(real, word)
+                    if time.monotonic() < end:
+                        _write_attribute(real, word)
         finally:
             os._exit(0)
     return child
@@ -507,10 +529,21 @@ def _settle(folder: str) -> None:
 
 def _freeze_for_a_moment(folder: str) -> None:
     """In a session of its own, so that nothing that ends this process comes between the two."""
-    done = _detached(lambda: (_ioctl(folder, number) for number in (_FREEZE, _THAW)), _SETTLE_LIMIT)
-    if len(done) == 1:
-        # Only one of ours is let go: one that was frozen before is somebody's, who makes a snapshot.
-        _ioctl(folder, _THAW)
+    said, ended = _detach(lambda: _freeze_and_thaw(folder), _SETTLE_LIMIT)
+    if ended and not said:
+        # Something ended it in between. A freeze that was refused said so: one that was there before is somebody's, who makes a snapshot.
+        with contextlib.suppress(OSError):
+            _ioctl(folder, _THAW)
+
+
+def _freeze_and_thaw(folder: str) -> Iterator[str]:
+    try:
+        _ioctl(folder, _FREEZE)
+    except OSError:
+        yield "refused"
+        return
+    _ioctl(folder, _THAW)
+    yield "done"
 
 
 def _ioctl(folder: str, number: int) -> int:

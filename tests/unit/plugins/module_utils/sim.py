@@ -913,9 +913,9 @@ class SimKernel:
                 failed[path] = error
         return failed
 
-    def offer_together(self, path: str, series: Mapping[str, Sequence[str]], limit: float) -> dict[str, Stuck]:
+    def offer_together(self, path: str, series: Mapping[str, Sequence[str]], limit: float) -> dict[str, Exception]:
         """One after the other, as above."""
-        late = {}
+        late: dict[str, Exception] = {}
         for key, words in series.items():
             try:
                 for word in words:

@@ -243,6 +243,42 @@ def test_below_another_root_nothing_is_settled(settled, files, tmp_path):
     assert settled == [] and os.listdir(tmp_path) == ["grub.cfg"]
 
 
+def test_one_that_a_cut_left_is_settled_before_it_goes(settled, tmp_path):
+    """On the disk the old name may lead to it still."""
+    (tmp_path / "grub.cfg").write_text("newer")
+    (tmp_path / "grub.cfg.iovirt-0").write_text("old")
+    (tmp_path / "grub.cfg.iovirt-77").write_text("")
+    FileSystem("/").replace_for_loader(f"{tmp_path}/grub.cfg", "newest")
+    assert settled[0]["grub.cfg.iovirt-0"] == "old" and settled[1]["grub.cfg.iovirt-0"] == "newer" and len(settled) == 3
+    assert os.listdir(tmp_path) == ["grub.cfg"]
+
+
+def test_without_room_for_a_second_name_nothing_is_touched(settled, tmp_path, monkeypatch):
+    (tmp_path / "grub.cfg").write_text("old")
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="No space"):
+        FileSystem("/").replace_for_loader(f"{tmp_path}/grub.cfg", "new")
+    assert (tmp_path / "grub.cfg").read_text() == "old" and os.listdir(tmp_path) == ["grub.cfg"]
+
+
+def test_what_cannot_be_settled_after_it_has_its_name_waits(tmp_path, monkeypatch):
+    (tmp_path / "grub.cfg").write_text("old")
+    asked = []
+
+    def settle(folder):
+        asked.append(folder)
+        if len(asked) == 2:
+            raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(host_module, "_settle", settle)
+    FileSystem("/").replace_for_loader(f"{tmp_path}/grub.cfg", "new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"grub.cfg": "new", "grub.cfg.iovirt-0": "old"}
+
+
 @pytest.mark.parametrize(
     ("answers", "asked"),
     [
@@ -274,14 +310,16 @@ def test_a_journal_is_emptied_as_the_file_system_can(answers, asked, tmp_path, m
     assert log.read_text().split() == asked
 
 
-def test_what_was_frozen_is_let_go_whatever_ends_in_between(tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["freeze", "thaw"])
+def test_what_was_frozen_is_let_go_whatever_ends_in_between(at, tmp_path, monkeypatch):
     here, thawed = os.getpid(), []
+    last = host_module._FREEZE if at == "freeze" else host_module._THAW
 
     def ioctl(folder, number):
         if number == host_module._CHECKPOINT:
             raise OSError(errno.ENOTTY, "")
-        if number == host_module._THAW and os.getpid() != here:
-            os._exit(9)
+        if number == last and os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
         thawed.extend([folder] if number == host_module._THAW else [])
         return 4
 
@@ -300,12 +338,30 @@ def test_offers_of_several_cards_wait_at_the_same_time(files, tmp_path):
     late = files.offer_together("/hangs", {"a": ["1", "2"], "b": ["3"]}, limit=0.5)
     assert 0.5 <= time.monotonic() - start < 3
     assert set(late) == {"a", "b"} and "1, 2" in str(late["a"]) and "0.5 s" in str(late["b"])
-    # They go on once they can.
+    # What hung may go on; nothing else is begun, which a later run may not want.
     reader, seen = os.open(tmp_path / "hangs", os.O_RDWR), b""
-    while len(seen) < 3:
+    while len(seen) < 2:
         seen += os.read(reader, 3)
+    time.sleep(0.2)
+    os.set_blocking(reader, False)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1)
     os.close(reader)
-    assert sorted(seen.decode()) == ["1", "2", "3"]
+    assert sorted(seen.decode()) == ["1", "3"]
+
+
+def test_an_offer_whose_writer_is_ended_is_no_success(files, tmp_path, monkeypatch):
+    (tmp_path / "probe").write_text("")
+    monkeypatch.setattr(host_module, "_write_attribute", lambda real, word: os.kill(os.getpid(), signal.SIGKILL))
+    failed = files.offer_together("/probe", {"a": ["1"], "b": []}, limit=5)
+    assert set(failed) == {"a"} and "look at the kernel log" in str(failed["a"])
+
+    def none_left():
+        raise BlockingIOError(errno.EAGAIN, "")
+
+    monkeypatch.setattr(os, "fork", none_left)
+    failed = files.offer_together("/probe", {"a": ["1"], "b": []}, limit=5)
+    assert failed["a"].errno == errno.EAGAIN
 
 
 def test_the_hanging_child_is_in_a_session_of_its_own(files, tmp_path):
