@@ -66,6 +66,12 @@ def _set_vf_count(host: Host, args: Args) -> None:
 def _set_vf_counts(host: Host, arguments: Sequence[Args]) -> list[Exception | None]:
     """Several cards at the same time (one round), as one may take a minute."""
     errors = _recount_all(host, arguments)
+    try:
+        # From here on VFs may get drivers and network devices, which the rules of udev speak of.
+        host.join()
+    except EngineError as error:
+        for args in arguments:
+            errors.setdefault(args["pf"], error)
     errors.update(_let_probe_all(host, [{**args, "count": args["to"]} for args in arguments if args["pf"] not in errors and not args["hold"]]))
     return [errors.get(args["pf"]) for args in arguments]
 

@@ -25,6 +25,10 @@ from .plain import dataclass
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
 
 
+#: Steps of the host that leave something at work beside the steps that come after them.
+BESIDE = ("install_replay",)
+
+
 @dataclass
 class _Turn:
     """A device on its way through its steps."""
@@ -51,7 +55,20 @@ def apply(host: Host, plan: Plan, deadline: float | None = None) -> Outcome:
             _stage(host, turns, outcome, deadline)
             if turns[0].unit == HOST and outcome.failures:
                 break
+        _join(host, outcome)
     return outcome
+
+
+def _join(host: Host, outcome: Outcome) -> None:
+    """What works beside the steps has to have succeeded, whether or not one of them had to wait for it."""
+    try:
+        host.join()
+    except EngineError as error:
+        for action in [action for action in outcome.done if action.kind in BESIDE]:
+            left, _stuck = _undo(host, [action])
+            outcome.failures[HOST] = _failed(HOST, action, error, 0, left)
+            outcome.done.remove(action)
+        outcome.failures.setdefault(HOST, f"{HOST}: {error}")
 
 
 def _stages(actions: list[Action]) -> list[list[_Turn]]:
@@ -104,6 +121,7 @@ def _go_on(host: Host, turn: _Turn, outcome: Outcome) -> None:
     while turn.todo and not turn.shared:
         action = turn.todo[0]
         try:
+            _wait_for_host(host, action)
             TABLE[action.kind].do(host, action.args)
         except (EngineError, OSError) as error:
             _fail(host, turn, error, outcome)
@@ -111,10 +129,17 @@ def _go_on(host: Host, turn: _Turn, outcome: Outcome) -> None:
         turn.done.append(turn.todo.pop(0))
 
 
+def _wait_for_host(host: Host, action: Action) -> None:
+    """Neither a record nor VFs that no driver has yet are anything that a rule of udev speaks of; the count waits by itself for what comes then."""
+    if action.unit != HOST and action.kind not in ("declare", "set_vf_count"):
+        host.join()
+
+
 def _together(host: Host, turns: list[_Turn], outcome: Outcome) -> None:
     """One step of several devices in one go; each of them succeeds or fails for itself."""
     step = TABLE[turns[0].todo[0].kind]
     try:
+        _wait_for_host(host, turns[0].todo[0])
         errors = step.together(host, [turn.todo[0].args for turn in turns])
     except (EngineError, OSError) as error:
         errors = [error] * len(turns)

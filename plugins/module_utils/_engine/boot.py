@@ -186,6 +186,8 @@ def read(files: Files, python: str) -> dict[str, Any]:
     }
 
 
+_RULES_AGAIN = ["udevadm", "control", "--reload"]
+
 #: Kinds of steps that make the replay what it has to be.
 STEPS = ("install_replay", "remove_replay", "write_rules")
 
@@ -282,7 +284,11 @@ def install(host: Host, args: Mapping[str, Any]) -> None:
     host.files.symlink(args["version"], CURRENT)
     host.files.symlink(f"../{UNIT}", WANTED)
     # One more declared port is one more rule of udev: systemd, which takes long to read all its files, has nothing new.
-    _reload(host, units=not enabled or any(path.startswith(UNITS) for path in others))
+    if host.files.exists("/run/systemd/system"):
+        if not enabled or any(path.startswith(UNITS) for path in others):
+            _run(host, ["systemctl", "daemon-reload"])
+        # Half of it is the start of udevadm. No rule speaks of what happens until a driver is let at a VF (apply.py).
+        host.begin_beside(_RULES_AGAIN)
     if RULES in others:
         _mark(host, _ports_in(args["previous"]["files"].get(RULES) or "") ^ set(args["ours"]))
     _remove_engines(host, keep=args["version"])
@@ -308,6 +314,7 @@ def _mark(host: Host, ports: Collection[str]) -> None:
     vfs = [f"{sysfs.device(port)}/{name}" for port in ports for name in host.files.names(sysfs.device(port)) if name.startswith("virtfn")]
     netdevs = [f"/sys/class/net/{netdev}" for vf in vfs for netdev in host.files.names(f"{vf}/net")]
     if netdevs and host.files.exists("/run/systemd/system"):
+        host.join()
         code, _out, err = host.run(["udevadm", "trigger", "--action=change", *sorted(netdevs)])
         if code:
             raise EngineError(f"udevadm trigger failed: {err.strip() or code}.")
@@ -371,12 +378,14 @@ def _remove_tree(files: Files, path: str) -> None:
     files.remove(path)
 
 
-def _reload(host: Host, units: bool = True) -> None:
+def _reload(host: Host) -> None:
     """Both daemons read their files again. A host without them (a container) has nothing to replay at boot."""
-    commands = [["udevadm", "control", "--reload"]]
-    for argv in [["systemctl", "daemon-reload"], *commands] if units else commands:
-        if not host.files.exists("/run/systemd/system"):
-            return
-        code, _out, err = host.run(argv)
-        if code:
-            raise EngineError(f"{' '.join(argv)} failed: {err.strip() or code}.")
+    for argv in (["systemctl", "daemon-reload"], _RULES_AGAIN):
+        if host.files.exists("/run/systemd/system"):
+            _run(host, argv)
+
+
+def _run(host: Host, argv: list[str]) -> None:
+    code, _out, err = host.run(argv)
+    if code:
+        raise EngineError(f"{' '.join(argv)} failed: {err.strip() or code}.")

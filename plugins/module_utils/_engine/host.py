@@ -650,6 +650,22 @@ class Host:
     #: As `run`, for a command that works while this process goes on; None where it can only be run and waited for.
     start: Callable[[list[str]], Answer] | None = None
 
+    #: Commands that were begun beside the steps, and what came of each, once that is known.
+    beside: list[tuple[list[str], Answer]] = field(default_factory=list)
+
+    def begin_beside(self, argv: list[str]) -> None:
+        """Start a command that steps need not wait for; `join` does, before one that does need it."""
+        self.beside.append((argv, self.begin(argv)))
+
+    def join(self) -> None:
+        """Wait for what was begun beside the steps. Raises EngineError, each time it is asked, where one of them failed."""
+        for number, (argv, answer) in enumerate(self.beside):
+            found = answer()
+            self.beside[number] = (argv, lambda found=found: found)  # type: ignore[misc]
+            code, _out, err = found
+            if code:
+                raise EngineError(f"{' '.join(argv)} failed: {err.strip() or code}.")
+
     def begin(self, argv: list[str]) -> Answer:
         """Start a command; its answer is asked for later."""
         if self.start is not None:
