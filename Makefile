@@ -22,7 +22,7 @@ test: ## every check, with a slice of the boot loaders; the last line counts
 
 test-all: ## the same with every boot loader and 30 power cuts: hours in emulation
 	@tools/setup test
-	@tools/check --except boot
+	@IOVIRT_LAB_ALL=1 tools/check --except boot
 
 test-fast: ## lint and units: seconds, no lab, no ansible-test
 	@tools/setup fast

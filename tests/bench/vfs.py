@@ -6,7 +6,7 @@
 usage: python tests/bench/vfs.py --lab NAME [--rounds N]
 
 14 VFs on two igb ports, each with MAC, VLAN, trust and spoof check, 8 of them on vfio-pci, the others on igbvf. Both begin
-on the same lab host with no VFs and with both drivers loaded; both are tasks of one play, over one connection. Counted is
+on the same lab host with no VFs, with both drivers loaded and with udev at rest; both are tasks of one play, over one connection. Counted is
 the time on the clock of the host from the start of the task's Python to its end. The edu device stays declared, so that
 the replay is there before; noting the ports in its files, and the record, is part of what the module does.
 """
@@ -93,6 +93,8 @@ def tasks(folder: Path, rounds: int) -> list[dict[str, Any]]:
     def shell(name: str, text: str) -> dict[str, Any]:
         return {"name": name, "ansible.builtin.shell": {"cmd": text, "executable": "/bin/bash"}}
 
+    # What has just gone keeps udev at work for a second and more, in emulation, and whoever comes next would pay for it.
+    settled = shell("rest", "udevadm settle; sleep 1")
     result = [
         {"name": "folder", "ansible.builtin.file": {"path": str(folder), "state": "directory", "mode": "0700"}},
         {"name": "wrapper", "ansible.builtin.copy": {"content": timing(folder), "dest": f"{folder}/python", "mode": "0755"}},
@@ -101,8 +103,8 @@ def tasks(folder: Path, rounds: int) -> list[dict[str, Any]]:
     ]
     for _round in range(rounds):
         result += [
-            {**shell("script", script()), "vars": wrapped}, shell("is it so", seen), shell("zero", zero),
-            {"name": "devices", "iovirt.host.devices": wishes(), "vars": wrapped}, shell("is it so", seen), bare,
+            settled, {**shell("script", script()), "vars": wrapped}, shell("is it so", seen), shell("zero", zero),
+            settled, {"name": "devices", "iovirt.host.devices": wishes(), "vars": wrapped}, shell("is it so", seen), bare,
         ]  # fmt: skip
     return result
 
