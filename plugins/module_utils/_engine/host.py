@@ -650,8 +650,9 @@ class Host:
     #: As `run`, for a command that works while this process goes on; None where it can only be run and waited for.
     start: Callable[[list[str]], Answer] | None = None
 
-    #: Commands that were begun beside the steps, and what came of each, once that is known.
+    #: Commands that were begun beside the steps, and what came of those that were waited for.
     beside: list[tuple[list[str], Answer]] = field(default_factory=list)
+    heard: list[tuple[list[str], tuple[int, str, str]]] = field(default_factory=list)
 
     def begin_beside(self, argv: list[str]) -> None:
         """Start a command that steps need not wait for; `join` does, before one that does need it."""
@@ -659,10 +660,10 @@ class Host:
 
     def join(self) -> None:
         """Wait for what was begun beside the steps. Raises EngineError, each time it is asked, where one of them failed."""
-        for number, (argv, answer) in enumerate(self.beside):
-            found = answer()
-            self.beside[number] = (argv, lambda found=found: found)  # type: ignore[misc]
-            code, _out, err = found
+        while self.beside:
+            argv, answer = self.beside.pop(0)
+            self.heard.append((argv, answer()))
+        for argv, (code, _out, err) in self.heard:
             if code:
                 raise EngineError(f"{' '.join(argv)} failed: {err.strip() or code}.")
 
