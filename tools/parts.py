@@ -97,6 +97,11 @@ def tool(name: str, about: str, *commands: list[str], **more: Any) -> Part:
     return Part(name, about, list(commands), env=base_env(main_venv()), **more)
 
 
+def times(name: str) -> str:
+    """pytest writes there how long each test took; tools/check adds it up."""
+    return f"--junit-xml={BUILD / 'times' / name}.xml"
+
+
 # --- the parts ------------------------------------------------------------------------------------------------
 
 
@@ -171,13 +176,13 @@ def units() -> list[Part]:
     seed = os.environ.get("IOVIRT_SEED") or str(random.SystemRandom().randrange(10**6))
     order = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
     parts.append(tool("units", f"pytest with the newest ansible-core, in random order: IOVIRT_SEED={seed}",
-                      ["pytest", "-q", *order, "tests/unit"],
+                      ["pytest", "-q", *order, times("units"), "tests/unit"],
                       hindrance=no_path("tests/unit"), groups=("unit",)))
-    parts[-1].env["PYTHONPATH"] = str(LIVE)
+    parts[-1].env.update(PYTHONPATH=str(LIVE), IOVIRT_EXAMPLES="all")
     for use in sorted({"units-3.9", *(use for use in found if use.startswith("units-"))}, key=lambda use: int(use[8:])):
         parts.append(Part(
             use.replace("units-", "engine-py"), f"the engine's units on Python {use[6:]}",
-            [["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", ENGINE_TESTS]],
+            [["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", times(use), ENGINE_TESTS]],
             no_venv(use) or no_path(ENGINE_TESTS),
             env={**base_env(venv_path(use)), "PYTHONPATH": str(LIVE)}, groups=("pythons",),
         ))

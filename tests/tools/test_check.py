@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -94,3 +95,23 @@ def test_a_part_that_cannot_be_prepared_has_failed(check):
 ])
 def test_pytest_counts(check, text, expected):
     assert check.pytest_counts(text) == expected
+
+
+def test_times_are_added_up_by_file_and_not_those_of_another_run(check, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(check, "BUILD", tmp_path)
+    monkeypatch.setattr(check, "TIMES", tmp_path / "times")
+    theirs = tmp_path / "trees/units-2.21/ansible_collections/iovirt/host/tests/output/junit"
+    for folder, name, classname, seconds in (
+        (tmp_path / "times", "lab", "tests.lab.test_a_lab", "2.5"),
+        (tmp_path / "times", "units", "tests.unit.test_b.TestIt", "1.25"),
+        (tmp_path / "times", "old", "tests.lab.test_a_lab", "100"),
+        (theirs, "units", "unit.test_b", "1.0"),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = f'<testsuites><testsuite><testcase classname="{classname}" name="x" time="{seconds}"/></testsuite></testsuites>'
+        (folder / f"{name}.xml").write_text(text)
+    os.utime(tmp_path / "times/old.xml", (1000, 1000))
+    times = check.times_since(2000)
+    assert times == {"test_a_lab": 2.5, "test_b": 2.25}
+    check.say_times(times)
+    assert "2 slowest of 2 (together 5):\n      2.5  test_a_lab\n      2.2  test_b\n" in capsys.readouterr().out

@@ -88,7 +88,7 @@ GPU 00000000:26:00.0
         Host VGPU Mode                    : {text_mode}
 END
 ;;
-"vgpu -s -v -i {GPU}") echo "GPU 00000000:26:00.0" ;;
+"vgpu -s -v -i {GPU}") printf '%s\\n' "GPU 00000000:26:00.0" "    vGPU Type ID                          : 0x483" "        Name                              : NVIDIA L40S-24Q" ;;
 *) echo "$0: $*" >&2; exit 9 ;;
 esac""")
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -240,3 +241,8 @@ def quiet(sim: SimKernel, **wishes: Any) -> dict[str, Any]:
 def drivers_of(sim: SimKernel, pf: str) -> list[str | None]:
     """The drivers of a PF's VFs, in their order."""
     return [sim.functions[address].driver for address in sim.functions[pf].vfs]
+
+
+def examples(number: int) -> int:
+    """How many wishes hypothesis thinks of: all of them in one run of the units, the first quarter on the other Pythons and cores."""
+    return number if os.environ.get("IOVIRT_EXAMPLES") == "all" else number // 4

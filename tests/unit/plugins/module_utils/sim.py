@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Callable, NamedTuple
 
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline
@@ -121,10 +121,15 @@ class Pci:
 
     @property
     def modalias(self) -> str:
-        vendor, device = (part.upper().rjust(8, "0") for part in self.ids.split(":"))
-        sub_vendor, sub_device = (part.upper().rjust(8, "0") for part in self.subsystem.split(":"))
-        base, sub, interface = self.class_code[:2], self.class_code[2:4], self.class_code[4:6]
-        return f"pci:v{vendor}d{device}sv{sub_vendor}sd{sub_device}bc{base}sc{sub}i{interface}"
+        return _modalias(self.ids, self.subsystem, self.class_code)
+
+
+@lru_cache(maxsize=None)
+def _modalias(ids: str, subsystem: str, class_code: str) -> str:
+    vendor, device = (part.upper().rjust(8, "0") for part in ids.split(":"))
+    sub_vendor, sub_device = (part.upper().rjust(8, "0") for part in subsystem.split(":"))
+    base, sub, interface = class_code[:2], class_code[2:4], class_code[4:6]
+    return f"pci:v{vendor}d{device}sv{sub_vendor}sd{sub_device}bc{base}sc{sub}i{interface}"
 
 
 @dataclass
@@ -244,7 +249,11 @@ class SimKernel:
         self.commands: list[list[str]] = []
         self._events: list[tuple[float, Callable[[], None]]] = []
         self._tree: dict[str, Any] | None = None
+        #: Of the tree: what is there of itself, and folder -> names, with how many of a path's own kind and below it are there.
+        self._paths: set[str] = set()
         self._children: dict[str, set[str]] = {}
+        self._held_by: dict[str, int] = {}
+        self._resolved: dict[str, str] = {}
         self._macs = 0
         self.devlink = Devlink(self)
         self.vmdq = sim_vmdq.Vmdq()
@@ -631,16 +640,33 @@ class SimKernel:
                 nodes.update(part())
             nodes.update(self.files)
             nodes.update({path: Link(target) for path, target in self.links.items()})
-            self._children = {}
-            for path in [*nodes, *self._empty_folders()]:
-                while path:
-                    parent, _slash, name = path.rpartition("/")
-                    if name in self._children.setdefault(parent, set()):
-                        break
-                    self._children[parent].add(name)
-                    path = parent
+            self._list({*nodes, *self._empty_folders()})
+            self._resolved = {}
             self._tree = nodes
         return self._tree
+
+    def _list(self, paths: set[str]) -> None:
+        """Bring the folders up to date. Most of a tree is what it was before the last write."""
+        for path in paths - self._paths:
+            while path:
+                self._held_by[path] = self._held_by.get(path, 0) + 1
+                if self._held_by[path] > 1:
+                    break
+                parent, _slash, name = path.rpartition("/")
+                self._children.setdefault(parent, set()).add(name)
+                path = parent
+        for path in self._paths - paths:
+            while path:
+                self._held_by[path] -= 1
+                if self._held_by[path]:
+                    break
+                del self._held_by[path]
+                parent, _slash, name = path.rpartition("/")
+                self._children[parent].remove(name)
+                if not self._children[parent]:
+                    del self._children[parent]
+                path = parent
+        self._paths = paths
 
     def _pci_nodes(self) -> dict[str, Any]:
         nodes: dict[str, Any] = {"/sys/bus/pci/drivers_probe": ""}
@@ -800,17 +826,22 @@ class SimKernel:
 
     def _real(self, path: str, last: bool = True, depth: int = 0) -> str:
         """The path with links followed; the last one only where `last` says so. What is not there stays as written."""
+        nodes = self._nodes()
+        known = self._resolved.get(path) if last else None
+        if known is not None:
+            return known
         if depth > 20:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-        nodes = self._nodes()
-        parts = [part for part in path.split("/") if part]
-        done = ""
-        for number, part in enumerate(parts):
-            done += "/" + part
-            node = nodes.get(done)
-            if isinstance(node, Link) and (last or number < len(parts) - 1):
-                target = os.path.normpath(os.path.join(os.path.dirname(done), node.target))
-                return self._real("/".join([target, *parts[number + 1 :]]), last, depth + 1)
+        parent, _slash, name = path.rpartition("/")
+        if not name:
+            return self._real(parent, last, depth) if parent else ""
+        folder = self._real(parent, depth=depth) if parent else ""
+        done = f"{folder}/{name}"
+        node = nodes.get(done)
+        if last and isinstance(node, Link):
+            done = self._real(os.path.normpath(os.path.join(folder, node.target)), depth=depth + 1)
+        if last:
+            self._resolved[path] = done
         return done
 
     # --- The Files protocol ----------------------------------------------------------------------------------------

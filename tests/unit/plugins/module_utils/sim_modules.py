@@ -12,6 +12,7 @@ runs before udev loads anything (lab: order of init-top).
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _globs(driver: Any) -> list[str]:
     return [_glob(ids) for ids in sorted(driver.ids)] + [f"vfio_{_glob(ids)}" for ids in sorted(driver.variant_of)]
 
 
+@lru_cache(maxsize=None)
 def _glob(ids: str) -> str:
     if ":" in ids:
         vendor, device = (part.upper().rjust(8, "0") for part in ids.split(":"))

@@ -21,13 +21,14 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     at,
     call,
     converged,
+    examples,
     switches,
 )
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as some
 
 #: The same examples in each run: a check that fails by chance is no check.
-quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=examples(25), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 #: Made once, as building a host takes longer than a copy of it.
 HOST = switches()

@@ -19,6 +19,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     call,
     converged,
     drivers_of,
+    examples,
     lab,
     mount,
     quiet,
@@ -425,7 +426,7 @@ _WISH = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(st.lists(_WISH, min_size=1, max_size=3))
 def test_what_is_not_refused_comes_true_and_stays(wishes):
     """Whatever wish follows whatever other one: it is refused with nothing changed, or done and then at rest; and what

@@ -24,6 +24,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     at,
     call,
     converged,
+    examples,
     lab,
     quiet,
 )
@@ -33,7 +34,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as some
 
 #: The same examples in each run: a check that fails by chance is no check.
-quick = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=examples(60), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 drivers = some.sampled_from([None, "default", "vfio-pci", "igbvf"])
 
