@@ -112,6 +112,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.host import ( 
     Host,
     begin_command,
     run_command,
+    session,
 )
 from ansible_collections.iovirt.host.plugins.module_utils._engine.resources.common import Options  # noqa: E402
 
@@ -201,11 +202,12 @@ def options(params: Mapping[str, Any], exclusive: list[str]) -> Options:
 
 
 def _host() -> Host:
+    files = FileSystem("/")
     return Host(
-        files=FileSystem("/"),
+        files=files,
         run=run_command,
         start=begin_command,
-        environment=os.environ,
+        environment=session(files, os.environ, os.getppid()),
         sources=_sources,
         version=_VERSION,
         python=_python(),

@@ -54,7 +54,7 @@ class ReadOnly(FileSystem):
         raise AssertionError("this check changes nothing, and the engine tried to")
 
     write = write_together = replace = replace_data = copy = remove = symlink = lock = _refuse  # type: ignore[assignment]
-    offer_together = replace_for_loader = kept_for_loader = _refuse  # type: ignore[assignment]
+    offer_together = replace_for_loader = kept_for_loader = put_in_place = _refuse  # type: ignore[assignment]
 
 
 #: Command -> what its arguments have to be.

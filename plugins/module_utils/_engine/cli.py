@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 from . import engine, replay
 from .errors import EngineError
-from .host import FileSystem, Host, begin_command, run_command
+from .host import FileSystem, Host, begin_command, run_command, session
 from .model import Lost, State
 from .read import Needs, read_state
 from .resources import mdev, vgpu
@@ -37,7 +37,10 @@ the call was wrong
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 well, 1 something failed, 2 there is something to do (status, plan) or the call was wrong."""
-    host = Host(files=FileSystem("/"), run=run_command, start=begin_command, python=sys.executable)
+    files = FileSystem("/")
+    # Nobody has come in by ssh at boot; somebody may have who calls the command.
+    environment = session(files, os.environ, os.getppid())
+    host = Host(files=files, run=run_command, start=begin_command, python=sys.executable, environment=environment)
     words = [word for word in arguments if word != "--json"]
     as_json = len(words) != len(arguments)
     command = _command(words)

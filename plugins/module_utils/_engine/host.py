@@ -18,6 +18,7 @@ import os
 import re
 import select
 import signal
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -65,6 +66,7 @@ class Files(Protocol):
     def replace_data(self, path: str, data: bytes, mode: int = 0o644) -> None: ...
     def replace_for_loader(self, path: str, text: str, mode: int = 0o644) -> None: ...
     def kept_for_loader(self, path: str) -> contextlib.AbstractContextManager[None]: ...
+    def put_in_place(self, made: str, path: str) -> None: ...
     def copy(self, source: str, path: str, mode: int = 0o644) -> None: ...
     def remove(self, path: str) -> None: ...
     def symlink(self, target: str, path: str) -> None: ...
@@ -269,6 +271,24 @@ class FileSystem:
         with contextlib.suppress(OSError):
             self._settle(real)
             _unlink(kept)
+
+    def put_in_place(self, made: str, path: str) -> None:
+        """A file that a tool has made beside one that a boot loader reads takes its place, with its owner and mode."""
+        new, real = self._real(made), self._real(path)
+        handle = os.open(new, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                old = os.stat(real)
+                # FAT has no owners.
+                with contextlib.suppress(PermissionError):
+                    os.fchown(handle, old.st_uid, old.st_gid)
+                os.fchmod(handle, stat.S_IMODE(old.st_mode))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        with self.kept_for_loader(path):
+            os.rename(new, real)
+            _sync_folder(os.path.dirname(real))
 
     def _settle(self, real: str) -> None:
         # No boot loader reads a tree below another root.
@@ -564,6 +584,24 @@ def _sync_folder(folder: str) -> None:
 
 #: Waits for a command's end: its status, standard output and standard error.
 Answer = Callable[[], tuple[int, str, str]]
+
+
+def session(files: Files, own: Mapping[str, str], pid: int) -> dict[str, str]:
+    """What sshd said of the connection: SSH_CONNECTION of the environment, or of the nearest process above `pid` that still has it. sudo takes it
+    away (sudoers(5), env_reset), and so does whatever begins with an environment of its own."""
+    name = "SSH_CONNECTION"
+    if name in own:
+        return {name: own[name]}
+    for _step in range(64):
+        if pid <= 1:
+            break
+        words = files.data(f"/proc/{pid}/environ", 0, 1 << 20).decode("utf-8", "replace").split("\0")
+        found = next((word for word in words if word.startswith(f"{name}=")), None)
+        if found:
+            return {name: found.partition("=")[2]}
+        parent = re.search(r"^PPid:\s*(\d+)", files.data(f"/proc/{pid}/status", 0, 4096).decode("utf-8", "replace"), re.MULTILINE)
+        pid = int(parent.group(1)) if parent else 0
+    return {}
 
 
 def run_command(argv: list[str], data: str = "") -> tuple[int, str, str]:

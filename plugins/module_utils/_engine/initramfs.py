@@ -103,6 +103,9 @@ class Tool:
     files: Callable[[str, Sequence[str]], dict[str, tuple[str, int]]]
     #: What the names of images call the kernels that are here.
     kernels: Callable[[Files], Collection[str]] = lambda files: files.names("/lib/modules")
+    #: It writes where it is told to, into the file that is there: so it is told a name beside it, and what it made is looked at before it
+    #: takes the place. The others name the file themselves: update-initramfs renames it by itself, mkinitcpio's presets say more than one.
+    beside: bool = False
 
 
 _TOOLS_SCRIPT = "/etc/initramfs-tools/scripts/init-top/00-iovirt-vfio"
@@ -199,6 +202,7 @@ TOOLS = (
         lister=("lsinitrd", "IMAGE"),
         inside="iovirt-vfio.sh",
         files=_dracut,
+        beside=True,
     ),
     Tool(
         name="mkinitcpio",
@@ -311,7 +315,7 @@ def refresh(host: Host, args: Mapping[str, Any]) -> None:
         except OSError as error:
             raise EngineError(f"{path} cannot be written: {explain(error)}. Leave `early` out there.") from None
     for image, release in args["images"].items():
-        _make(host, here, image, release, inside=bool(args["files"]))
+        _refresh(host, here, image, release, inside=bool(args["files"]))
     if not args["files"]:
         _remove_folder(host.files)
         host.files.remove(RECORD)
@@ -324,22 +328,40 @@ def remake(host: Host, of: str, found: Mapping[str, str]) -> None:
         _refresh(host, here, image, release)
 
 
-def _refresh(host: Host, here: Tool, image: str, release: str) -> None:
+def _refresh(host: Host, here: Tool, image: str, release: str, inside: bool | None = None) -> None:
+    """Make an image anew; where `inside` says so, it must hold our script afterwards, or must not."""
+    if not here.beside:
+        with host.files.kept_for_loader(image):
+            _run_tool(host, here, image, release, "Is there room in /boot? The next run tries again.")
+        _check(host, here, image, release, inside, "")
+        return
+    made = f"{image}.iovirt-new"
+    try:
+        _run_tool(host, here, made, release, f"{image} is as it was. Is there room in /boot? The next run tries again.")
+        _check(host, here, made, release, inside, f"{image} is as it was. ")
+        host.files.put_in_place(made, image)
+    except OSError as error:
+        raise EngineError(f"{made} cannot take the place of {image}: {explain(error)}. The next run tries again.") from None
+    finally:
+        host.files.remove(made)
+
+
+def _run_tool(host: Host, here: Tool, image: str, release: str, way_out: str) -> None:
     argv = _filled(here.refresh, image, release)
-    with host.files.kept_for_loader(image):
-        code, _out, err = host.run(argv)
+    code, _out, err = host.run(argv)
     if code:
         said = (err.strip().splitlines() or [f"exit status {code}"])[-1]
-        raise EngineError(f"{' '.join(argv)} failed: {said}. Is there room in /boot? The next run tries again.")
+        raise EngineError(f"{' '.join(argv)} failed: {said}. {way_out}")
 
 
-def _make(host: Host, here: Tool, image: str, release: str, inside: bool) -> None:
-    _refresh(host, here, image, release)
+def _check(host: Host, here: Tool, image: str, release: str, inside: bool | None, way_out: str) -> None:
+    if inside is None:
+        return
     argv = _filled(here.lister, image, release)
     code, out, err = host.run(argv)
     if code or (here.inside in out) != inside:
         what = err.strip() or (f"{here.inside} is {'not ' if inside else 'still '}in it")
-        raise EngineError(f"{image} did not come out as wished ({' '.join(argv)}: {what}).")
+        raise EngineError(f"{image} did not come out as wished ({' '.join(argv)}: {what}). {way_out}".rstrip())
 
 
 def _filled(words: Sequence[str], image: str, release: str) -> list[str]:

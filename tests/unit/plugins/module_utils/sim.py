@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, Callable, NamedTuple
 
 from ansible_collections.iovirt.host.plugins.module_utils._engine import cmdline
@@ -124,7 +124,7 @@ class Pci:
         return _modalias(self.ids, self.subsystem, self.class_code)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _modalias(ids: str, subsystem: str, class_code: str) -> str:
     vendor, device = (part.upper().rjust(8, "0") for part in ids.split(":"))
     sub_vendor, sub_device = (part.upper().rjust(8, "0") for part in subsystem.split(":"))
@@ -975,6 +975,12 @@ class SimKernel:
         self.kept.append(path)
         yield
 
+    def put_in_place(self, made: str, path: str) -> None:
+        self._begin("put_in_place", path, made)
+        self.kept.append(path)
+        self.images[path], self.changes[path] = self.images.pop(made), self.changes.pop(made)
+        self._tree = None
+
     def copy(self, source: str, path: str, mode: int = 0o644) -> None:
         self.replace(path, self.files[self._real(source)], mode)
 
@@ -983,7 +989,7 @@ class SimKernel:
         self._forget(self._real(path, last=False))
 
     def _forget(self, path: str) -> None:
-        for table in (self.files, self.modes, self.links):
+        for table in (self.files, self.modes, self.links, self.images):
             table.pop(path, None)  # type: ignore[attr-defined]
         self._tree = None
 

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 
 import pytest
@@ -134,6 +136,43 @@ def test_a_refresh_that_fails_is_done_by_the_next_run():
     assert not [path for path in sim.files if path.startswith("/etc/initramfs-tools")]
     sim.initramfs_breaks = False
     converged(sim, vfio=[early(EDU)])
+
+
+def test_dracut_makes_the_image_beside_the_old_one_which_stays_until_the_new_one_is_looked_at(monkeypatch):
+    sim = with_tool(lab(), "dracut")
+    whole = dict(sim.images)
+    sim.initramfs_breaks = True
+    said = call(sim, vfio=[early(EDU)])["failures"]["host"]
+    assert f"{IMAGE} is as it was. Is there room in /boot?" in said and sim.images == whole
+    sim.initramfs_breaks = False
+    make = sim_modules._make
+
+    def empty(sim, image):
+        make(sim, image)
+        sim.images[image] = {}
+        return 0, "", ""
+
+    monkeypatch.setattr(sim_modules, "_make", empty)
+    said = call(sim, vfio=[early(EDU)])["failures"]["host"]
+    assert f"{IMAGE}.iovirt-new did not come out as wished" in said and f"{IMAGE} is as it was." in said and sim.images == whole
+    monkeypatch.setattr(sim_modules, "_make", make)
+    # What stood beside it after a cut is written anew.
+    sim.images[f"{IMAGE}.iovirt-new"] = {"half": ""}
+    converged(sim, vfio=[early(EDU)])
+    assert list(sim.images) == [IMAGE] and "iovirt_claim" in "".join(sim.images[IMAGE].values())
+    assert refreshes(sim)[-1] == ["dracut", "--force", f"{IMAGE}.iovirt-new", RELEASE]
+
+
+def test_a_place_that_cannot_be_taken_is_an_error_of_the_device(monkeypatch):
+    sim = with_tool(lab(), "dracut")
+
+    def full(made, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sim, "put_in_place", full)
+    said = call(sim, vfio=[early(EDU)])["failures"]["host"]
+    assert f"{IMAGE}.iovirt-new cannot take the place of {IMAGE}: ENOSPC" in said
+    assert list(sim.images) == [IMAGE]
 
 
 def test_giving_back_whose_refresh_fails_is_not_forgotten():

@@ -21,6 +21,7 @@ from ansible_collections.iovirt.host.plugins.module_utils._engine.host import (
     Host,
     begin_command,
     run_command,
+    session,
 )
 from ansible_collections.iovirt.host.plugins.module_utils._engine.kvm import api
 
@@ -236,6 +237,26 @@ def test_a_tool_that_fails_leaves_no_second_name(settled, tmp_path):
         assert (tmp_path / "initrd.img.iovirt-0").read_text() == "old"
         raise RuntimeError
     assert os.listdir(tmp_path) == ["initrd.img"]
+
+
+def test_what_a_tool_has_made_beside_takes_the_place(settled, tmp_path):
+    (tmp_path / "initrd.img").write_text("old")
+    (tmp_path / "initrd.img").chmod(0o600)
+    (tmp_path / "initrd.img.iovirt-new").write_text("new")
+    FileSystem("/").put_in_place(f"{tmp_path}/initrd.img.iovirt-new", f"{tmp_path}/initrd.img")
+    assert settled == [
+        {"initrd.img": "old", "initrd.img.iovirt-0": "old", "initrd.img.iovirt-new": "new"},
+        {"initrd.img": "new", "initrd.img.iovirt-0": "old"},
+    ]
+    assert os.listdir(tmp_path) == ["initrd.img"]
+    assert stat.S_IMODE((tmp_path / "initrd.img").stat().st_mode) == 0o600
+
+
+def test_what_a_tool_has_not_made_takes_no_place(settled, tmp_path):
+    (tmp_path / "initrd.img").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        FileSystem("/").put_in_place(f"{tmp_path}/initrd.img.iovirt-new", f"{tmp_path}/initrd.img")
+    assert settled == [] and (tmp_path / "initrd.img").read_text() == "old"
 
 
 def test_below_another_root_nothing_is_settled(settled, files, tmp_path):
@@ -632,3 +653,34 @@ def test_what_is_no_kvm_is_told_by_its_answer(path, step, number):
 def test_kvm_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(api, "ask", lambda _path: time.sleep(60))
     assert FileSystem("/dev").ask_kvm("/null", 0.1) is None
+
+
+SESSION = "10.0.2.2 50000 10.0.2.15 22"
+
+
+@pytest.fixture
+def sudo(files, tmp_path):
+    """sshd's shell (20) -> sudo (21) -> a shell of root's (22), from whose environment sudo has taken what sshd had put in."""
+    for pid, parent, words in ((1, 0, ""), (20, 1, f"HOME=/home/op\0SSH_CONNECTION={SESSION}\0"), (21, 20, "SSH_CONNECTIONS=3\0"), (22, 21, "")):
+        folder = tmp_path / "proc" / str(pid)
+        folder.mkdir(parents=True)
+        (folder / "environ").write_text(words)
+        (folder / "status").write_text(f"Name:\tsh\nPPid:\t{parent}\n")
+    return files
+
+
+def test_the_connection_is_known_behind_sudo(sudo):
+    assert session(sudo, {}, 22) == session(sudo, {}, 20) == {"SSH_CONNECTION": SESSION}
+
+
+def test_what_the_environment_says_itself_counts_first(sudo):
+    assert session(sudo, {"SSH_CONNECTION": "one", "HOME": "/root"}, 22) == {"SSH_CONNECTION": "one"}
+
+
+def test_no_connection_is_none(sudo, tmp_path):
+    """At boot, where the process above is PID 1; beside processes that have ended or run in a circle."""
+    assert session(sudo, {}, 1) == session(sudo, {}, 77) == {}
+    for pid, parent in ((30, 31), (31, 30)):
+        (tmp_path / f"proc/{pid}").mkdir()
+        (tmp_path / f"proc/{pid}/status").write_text(f"PPid:\t{parent}\n")
+    assert session(sudo, {}, 30) == {}
