@@ -465,7 +465,9 @@ options:
             type: str
       mdev:
         description:
-          - All of its mediated devices, in their order. An empty list means none; unset, they stay as they are.
+          - Its mediated devices, in their order. One that an earlier declaration named and this one does not is taken out,
+            so an empty list takes out all of these; what others added to the definition stays. Unset, they stay as they
+            are.
           - Each is asked by O(guests[].mdev[].type), O(guests[].mdev[].pool) or O(guests[].mdev[].uuid). The devices have
             to be there; M(iovirt.host.mdev) makes them. By type or pool the guest gets one that is declared and free, and
             keeps it.
