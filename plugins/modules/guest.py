@@ -327,7 +327,9 @@ options:
             type: str
           vlan:
             description:
-              - The VLAN that the VF's port puts its frames into. The guest does not see it. V(0) means none.
+              - The VLAN that the VF's port puts its frames into while the guest runs. The guest does not see it. V(0) takes
+                it out of the definition; whether a VLAN of the same VF in C(sriov_devices) holds then depends on libvirt's
+                version.
             type: int
           trust:
             description:
