@@ -201,3 +201,11 @@ def test_tables_are_whole(page):
 
 def test_a_broken_table_is_found():
     assert broken_tables("text\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n| 3 | 4 |\n\n```\n| drawn |\n```\n") == [7]
+
+
+def test_site_runs_the_role_kvm_for_its_own_variables_and_no_other():
+    play = yaml.safe_load((ROOT / "playbooks/site.yml").read_text(encoding="utf-8"))[0]
+    options = yaml.safe_load((ROOT / "roles/kvm/meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]["main"]["options"]
+    own = {name for name in options if name.startswith("kvm_")}
+    assert len(own) > 5 and not re.search(play["vars"]["kvm_variables"], "kvm_rack")
+    assert {name for name in [*own, "kvm_result", "kvm_variables", "kvm_rack"] if re.search(play["vars"]["kvm_variables"], name)} == own
