@@ -327,7 +327,9 @@ options:
             type: str
           vlan:
             description:
-              - The VLAN that the VF's port puts its frames into. The guest does not see it. V(0) means none.
+              - The VLAN that the VF's port puts its frames into while the guest runs. The guest does not see it. V(0) takes
+                it out of the definition; whether a VLAN of the same VF in C(sriov_devices) holds then depends on libvirt's
+                version.
             type: int
           trust:
             description:
@@ -465,7 +467,9 @@ options:
             type: str
       mdev:
         description:
-          - All of its mediated devices, in their order. An empty list means none; unset, they stay as they are.
+          - Its mediated devices, in their order. One that an earlier declaration named and this one does not is taken out,
+            so an empty list takes out all of these; what others added to the definition stays. Unset, they stay as they
+            are.
           - Each is asked by O(guests[].mdev[].type), O(guests[].mdev[].pool) or O(guests[].mdev[].uuid). The devices have
             to be there; M(iovirt.host.mdev) makes them. By type or pool the guest gets one that is declared and free, and
             keeps it.

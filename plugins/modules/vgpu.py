@@ -153,8 +153,8 @@ options:
         type: str
       count:
         description:
-          - How many vGPUs of the GPU have this type. They are chosen so that as few as possible change; those count that
-            have it already.
+          - How many vGPUs of each GPU that the match finds have this type. They are chosen so that as few as possible change;
+            those count that have it already.
           - Several wishes may speak of one GPU, each with a type of its own. Without NVIDIA's mixed-size mode those have
             one size.
           - Of an Intel GPU with SR-IOV, how many VFs there shall be. Those of several wishes follow each other, in the

@@ -24,13 +24,14 @@ MATCH = {"address": [DEVICE]}
 DECLARED = "grep -l netdevsim71 /etc/iovirt/*.json 2>/dev/null || true"
 
 
+#: A new one: what tests before have left in the driver (its mode, attributes of VFs that went) is no longer there.
+NEW = f"echo '71 1' > /sys/bus/netdevsim/new_device; for i in $(seq 50); do [ -e /sys/class/net/{PORT} ] && exit 0; sleep 0.1; done; exit 1"
+
+
 @pytest.fixture(scope="module")
-def netdevsim(lab: Any) -> Iterator[Any]:
+def declared(lab: Any) -> Iterator[Any]:
     """The device, declared and given back through Ansible; what is between goes to the engine that this put on the host."""
-    lab.shell(
-        "modprobe psample; modprobe netdevsim; echo '71 1' > /sys/bus/netdevsim/new_device; "
-        f"for i in $(seq 50); do [ -e /sys/class/net/{PORT} ] && exit 0; sleep 0.1; done; exit 1"
-    )
+    lab.shell(f"modprobe psample; modprobe netdevsim; {NEW}")
     declared = lab.module("sriov", devices=[{"match": {"ifname": [PORT]}, "vf_count": 1}])
     yield lab
     result = lab.module("sriov", devices=[{"match": MATCH, "state": "absent"}])
@@ -38,6 +39,14 @@ def netdevsim(lab: Any) -> Iterator[Any]:
     assert not declared["failed"] and declared["changed"], declared
     assert not result["failed"], result
     assert lab.shell(DECLARED) == ""
+
+
+@pytest.fixture
+def netdevsim(declared: Any) -> Any:
+    """The device as new, and nobody's, whatever the order of the tests."""
+    given_back(declared)
+    declared.shell(f"echo 71 > /sys/bus/netdevsim/del_device; {NEW}")
+    return declared
 
 
 def calls(lab: Any, *what: tuple[bool, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,9 +119,7 @@ def test_driverinit_parameters_and_a_reload(netdevsim: Any) -> None:
     made(lab, vf_count=1, eswitch={"mode": "switchdev"})
     wished = [{"name": "max_macs", "value": 64, "cmode": "driverinit"}, {"name": "test1", "value": False, "cmode": "driverinit"}]
     result = made(lab, vf_count=1, eswitch={"mode": "switchdev"}, devlink_params=wished)
-    # What another test has left on the VF is carried over, netdevsim keeps it.
-    steps = [kind for kind in kinds(result) if kind != "set_vf_attributes"]
-    assert steps == ["set_vf_count", "set_eswitch", "devlink_reload", "set_vf_count", "set_eswitch"]
+    assert kinds(result) == ["set_vf_count", "set_eswitch", "devlink_reload", "set_vf_count", "set_eswitch"]
     # What the driver runs with, and not only what devlink was told.
     assert lab.shell(f"cat /sys/kernel/debug/netdevsim/{DEVICE}/max_macs") == "64"
     assert params(lab) == {"max_macs": 64, "test1": False}

@@ -180,3 +180,32 @@ def test_links_lead_somewhere(page):
         if not path.exists() or (anchor and anchor not in anchors(path)):
             broken.append(target)
     assert broken == []
+
+
+def broken_tables(text: str) -> list[int]:
+    """Lines that begin a table without a head: what stands behind a blank line within a table is shown as text."""
+    lines, fenced, found = text.split("\n"), False, []
+    for number, line in enumerate(lines):
+        fenced ^= line.startswith("```")
+        begins = line.startswith("|") and not (number and lines[number - 1].startswith("|"))
+        ruled = number + 1 < len(lines) and lines[number + 1].startswith("|---")
+        if begins and not ruled and not fenced:
+            found.append(number + 1)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_tables_are_whole(page):
+    assert broken_tables(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_broken_table_is_found():
+    assert broken_tables("text\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n| 3 | 4 |\n\n```\n| drawn |\n```\n") == [7]
+
+
+def test_site_runs_the_role_kvm_for_its_own_variables_and_no_other():
+    play = yaml.safe_load((ROOT / "playbooks/site.yml").read_text(encoding="utf-8"))[0]
+    options = yaml.safe_load((ROOT / "roles/kvm/meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]["main"]["options"]
+    own = {name for name in options if name.startswith("kvm_")}
+    assert len(own) > 5 and not re.search(play["vars"]["kvm_variables"], "kvm_rack")
+    assert {name for name in [*own, "kvm_result", "kvm_variables", "kvm_rack"] if re.search(play["vars"]["kvm_variables"], name)} == own
