@@ -88,7 +88,12 @@ GPU 00000000:26:00.0
         Host VGPU Mode                    : {text_mode}
 END
 ;;
-"vgpu -s -v -i {GPU}") printf '%s\\n' "GPU 00000000:26:00.0" "    vGPU Type ID                          : 0x483" "        Name                              : NVIDIA L40S-24Q" ;;
+"vgpu -s -v -i {GPU}") cat <<END
+GPU 00000000:26:00.0
+    vGPU Type ID                          : 0x483
+        Name                              : NVIDIA L40S-24Q
+END
+;;
 *) echo "$0: $*" >&2; exit 9 ;;
 esac""")
 

@@ -54,10 +54,8 @@ class Firmware:
 
     def _table(self, device: str, names: list[str]) -> str:
         columns = [self.default, self.current, self.next] if self.tells_current else [self.next]
-        if self.tells_current:
-            header = f"{'Configurations:':16}{'Default':>36}{'Current':>16}{'Next Boot':>18}"
-        else:
-            header = f"{'Configurations:':16}{'Next Boot':>38}"
+        known = f"{'Default':>36}{'Current':>16}{'Next Boot':>18}" if self.tells_current else f"{'Next Boot':>38}"
+        header = f"{'Configurations:':16}{known}"
         lines = ["", "Device #1:", "----------", "", "Device type:    ConnectX5       ", f"Device:         {device}    ", "", header]
         for name in names:
             star = "*" if any(column[name] != self.next[name] for column in columns) else " "
