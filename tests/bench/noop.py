@@ -165,7 +165,7 @@ def on_lab(host: str, rounds: int, pipelining: bool) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lab", metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=14)
     parser.add_argument("--pipelining", action="store_true")
     args = parser.parse_args()
     how = (args.rounds, args.pipelining)
