@@ -19,8 +19,8 @@ READY = {"nvme_queues": 2, "nvme_interrupts": 1, "online": True}
 
 
 @pytest.fixture(scope="module")
-def pf(lab: Any) -> Iterator[str]:
-    """The address of the controller, bare of VFs."""
+def pf(lab: Any, wishes: dict[str, Any]) -> Iterator[str]:
+    """The address of the controller, bare of VFs, on a host that has the engine (`lab.calls`), whichever file comes first."""
     address = lab.shell("basename $(dirname $(ls -d /sys/bus/pci/drivers/nvme/0*/sriov_totalvfs | head -1))")
     declared = json.loads(lab.shell("cat /etc/iovirt/sriov.json 2>/dev/null || echo '{\"devices\": {}}'"))["devices"]
     bare(lab, address)

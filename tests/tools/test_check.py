@@ -111,6 +111,8 @@ def test_times_are_added_up_by_file_and_not_those_of_another_run(check, monkeypa
         text = f'<testsuites><testsuite><testcase classname="{classname}" name="x" time="{seconds}"/></testsuite></testsuites>'
         (folder / f"{name}.xml").write_text(text)
     os.utime(tmp_path / "times/old.xml", (1000, 1000))
+    (tmp_path / "times/cut-off.xml").write_text("<testsuites><testsuite>")
+    (tmp_path / "times/empty.xml").write_text("")
     times = check.times_since(2000)
     assert times == {"test_a_lab": 2.5, "test_b": 2.25}
     check.say_times(times)

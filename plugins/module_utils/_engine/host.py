@@ -288,7 +288,9 @@ class FileSystem:
             os.close(handle)
         with self.kept_for_loader(path):
             os.rename(new, real)
-            _sync_folder(os.path.dirname(real))
+            # It has its place by now; what is not settled is so by the next write.
+            with contextlib.suppress(OSError):
+                _sync_folder(os.path.dirname(real))
 
     def _settle(self, real: str) -> None:
         # No boot loader reads a tree below another root.
@@ -590,15 +592,15 @@ def session(files: Files, own: Mapping[str, str], pid: int) -> dict[str, str]:
     """What sshd said of the connection: SSH_CONNECTION of the environment, or of the nearest process above `pid` that still has it. sudo takes it
     away (sudoers(5), env_reset), and so does whatever begins with an environment of its own."""
     name = "SSH_CONNECTION"
-    if name in own:
+    if own.get(name):
         return {name: own[name]}
     for _step in range(64):
         if pid <= 1:
             break
         words = files.data(f"/proc/{pid}/environ", 0, 1 << 20).decode("utf-8", "replace").split("\0")
-        found = next((word for word in words if word.startswith(f"{name}=")), None)
+        found = next((word.partition("=")[2] for word in words if word.startswith(f"{name}=")), "")
         if found:
-            return {name: found.partition("=")[2]}
+            return {name: found}
         parent = re.search(r"^PPid:\s*(\d+)", files.data(f"/proc/{pid}/status", 0, 4096).decode("utf-8", "replace"), re.MULTILINE)
         pid = int(parent.group(1)) if parent else 0
     return {}

@@ -14,6 +14,7 @@ mkinitcpio(8) (install and runtime hooks; drop-ins from version 38 on).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -30,6 +31,8 @@ RECORD = "/var/lib/iovirt/early"
 #: On the kernel command line it lets one boot go without early binding.
 OFF = "iovirt.early=off"
 
+#: What a tool makes beside the image whose place it shall take.
+_NEW = ".iovirt-new"
 _NOTE = "# Written by iovirt.host; removed with the last device that is bound early."
 
 # The script is sourced by dracut and executed by initramfs-tools, so it does not exit by itself; shell builtins alone, as
@@ -330,38 +333,51 @@ def remake(host: Host, of: str, found: Mapping[str, str]) -> None:
 
 def _refresh(host: Host, here: Tool, image: str, release: str, inside: bool | None = None) -> None:
     """Make an image anew; where `inside` says so, it must hold our script afterwards, or must not."""
-    if not here.beside:
-        with host.files.kept_for_loader(image):
-            _run_tool(host, here, image, release, "Is there room in /boot? The next run tries again.")
-        _check(host, here, image, release, inside, "")
+    if here.beside:
+        _refresh_beside(host, here, image, release, inside)
         return
-    made = f"{image}.iovirt-new"
+    with host.files.kept_for_loader(image):
+        _run_tool(host, here, image, release, "")
+    if inside is not None:
+        _look_at(host, here, image, release, inside, "")
+
+
+def _refresh_beside(host: Host, here: Tool, image: str, release: str, inside: bool | None) -> None:
+    for name in host.files.names("/boot"):
+        # A run that was cut off has left it, maybe of a kernel that is gone by now.
+        if name.endswith(_NEW) and here.image.fullmatch(name[: -len(_NEW)]):
+            host.files.remove(f"/boot/{name}")
+    # An image may be a link to where the boot loader reads it.
+    place = host.files.resolve(image)
+    made = f"{place}{_NEW}"
+    as_it_was = f"{image} is as it was. "
     try:
-        _run_tool(host, here, made, release, f"{image} is as it was. Is there room in /boot? The next run tries again.")
-        _check(host, here, made, release, inside, f"{image} is as it was. ")
-        host.files.put_in_place(made, image)
+        _run_tool(host, here, made, release, as_it_was)
+        _look_at(host, here, made, release, inside, as_it_was)
+        host.files.put_in_place(made, place)
     except OSError as error:
-        raise EngineError(f"{made} cannot take the place of {image}: {explain(error)}. The next run tries again.") from None
+        raise EngineError(f"{made} cannot take the place of {place}: {explain(error)}. {as_it_was}The next run tries again.") from None
     finally:
-        host.files.remove(made)
+        # What went wrong before says more than that it cannot be taken away.
+        with contextlib.suppress(OSError):
+            host.files.remove(made)
 
 
-def _run_tool(host: Host, here: Tool, image: str, release: str, way_out: str) -> None:
+def _run_tool(host: Host, here: Tool, image: str, release: str, as_it_was: str) -> None:
     argv = _filled(here.refresh, image, release)
     code, _out, err = host.run(argv)
     if code:
         said = (err.strip().splitlines() or [f"exit status {code}"])[-1]
-        raise EngineError(f"{' '.join(argv)} failed: {said}. {way_out}")
+        raise EngineError(f"{' '.join(argv)} failed: {said}. {as_it_was}Is there room in /boot? The next run tries again.")
 
 
-def _check(host: Host, here: Tool, image: str, release: str, inside: bool | None, way_out: str) -> None:
-    if inside is None:
-        return
+def _look_at(host: Host, here: Tool, image: str, release: str, inside: bool | None, as_it_was: str) -> None:
+    """An image that cannot be listed is none, whatever shall be in it."""
     argv = _filled(here.lister, image, release)
     code, out, err = host.run(argv)
-    if code or (here.inside in out) != inside:
-        what = err.strip() or (f"{here.inside} is {'not ' if inside else 'still '}in it")
-        raise EngineError(f"{image} did not come out as wished ({' '.join(argv)}: {what}). {way_out}".rstrip())
+    if code or not out.strip() or (inside is not None and (here.inside in out) != inside):
+        what = err.strip() or ("nothing is in it" if not out.strip() else f"{here.inside} is {'not ' if inside else 'still '}in it")
+        raise EngineError(f"{image} did not come out as wished ({' '.join(argv)}: {what}). {as_it_was}".rstrip())
 
 
 def _filled(words: Sequence[str], image: str, release: str) -> list[str]:

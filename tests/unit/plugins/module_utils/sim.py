@@ -977,6 +977,8 @@ class SimKernel:
 
     def put_in_place(self, made: str, path: str) -> None:
         self._begin("put_in_place", path, made)
+        if made not in self.images:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), made)
         self.kept.append(path)
         self.images[path], self.changes[path] = self.images.pop(made), self.changes.pop(made)
         self._tree = None
@@ -989,7 +991,7 @@ class SimKernel:
         self._forget(self._real(path, last=False))
 
     def _forget(self, path: str) -> None:
-        for table in (self.files, self.modes, self.links, self.images):
+        for table in (self.files, self.modes, self.links, self.images, self.changes):
             table.pop(path, None)  # type: ignore[attr-defined]
         self._tree = None
 

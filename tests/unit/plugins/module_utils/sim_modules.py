@@ -82,8 +82,14 @@ def run(sim: SimKernel, argv: list[str]) -> tuple[int, str, str] | None:
         hooked = any("HOOKS=(iovirt-vfio" in text for text in sim.images[argv[1]].values())
         return 0, "init\nusr/bin/iovirt-vfio\n" if hooked else "init\n", ""
     if argv[0] in ("lsinitramfs", "lsinitrd"):
-        return 0, "\n".join(["init", *(p.replace("/etc/initramfs-tools/", "") for p in sim.images[argv[1]])]), ""
+        return listed(sim, argv[1])
     return None
+
+
+def listed(sim: SimKernel, image: str) -> tuple[int, str, str]:
+    if image not in sim.images:
+        return 1, "", f"{image} does not exist"
+    return 0, "\n".join(["init", *(p.replace("/etc/initramfs-tools/", "") for p in sim.images[image])]), ""
 
 
 def _make(sim: SimKernel, image: str) -> tuple[int, str, str]:

@@ -13,6 +13,7 @@ import subprocess
 
 import pytest
 from ansible_collections.iovirt.host.plugins.module_utils._engine import initramfs, replay
+from ansible_collections.iovirt.host.plugins.module_utils._engine.errors import EngineError
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils import sim_modules
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts import (
     DISK,
@@ -161,6 +162,61 @@ def test_dracut_makes_the_image_beside_the_old_one_which_stays_until_the_new_one
     converged(sim, vfio=[early(EDU)])
     assert list(sim.images) == [IMAGE] and "iovirt_claim" in "".join(sim.images[IMAGE].values())
     assert refreshes(sim)[-1] == ["dracut", "--force", f"{IMAGE}.iovirt-new", RELEASE]
+
+
+def test_dracut_that_makes_nothing_is_told(monkeypatch):
+    """As with noimageifnotneeded: it ends well, and there is no file."""
+    sim = with_tool(lab(), "dracut")
+    monkeypatch.setattr(sim_modules, "_make", lambda sim, image: (0, "", ""))
+    said = call(sim, vfio=[early(EDU)])["failures"]["host"]
+    assert f"{IMAGE}.iovirt-new did not come out as wished" in said and "does not exist" in said and f"{IMAGE} is as it was." in said
+    assert sim.images == {IMAGE: {}}
+
+
+def test_what_went_wrong_is_said_also_where_nothing_can_be_taken_away(monkeypatch):
+    sim = with_tool(lab(), "dracut")
+    sim.initramfs_breaks = True
+    remove = sim.remove
+
+    def read_only(path):
+        if path.startswith("/boot/"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        remove(path)
+
+    monkeypatch.setattr(sim, "remove", read_only)
+    said = call(sim, vfio=[early(EDU)])["failures"]["host"]
+    assert "No space left on device" in said and f"{IMAGE} is as it was." in said
+
+
+def test_what_a_run_left_beside_the_image_of_a_kernel_that_is_gone_goes():
+    sim = with_tool(lab(), "dracut")
+    sim.images["/boot/initramfs-5.1.0-gone.img.iovirt-new"] = {"half": ""}
+    sim.files["/boot/notes.iovirt-new"] = "somebody's"
+    call(sim, vfio=[early(EDU)])
+    assert list(sim.images) == [IMAGE] and sim.exists("/boot/notes.iovirt-new")
+
+
+def test_an_image_that_is_a_link_stays_one():
+    sim = with_tool(lab(), "dracut")
+    sim.images = {"/boot/efi/images/initrd": {}}
+    sim.links[IMAGE] = "/boot/efi/images/initrd"
+    sim._tree = None
+    call(sim, vfio=[early(EDU)])
+    assert refreshes(sim) == [["dracut", "--force", "/boot/efi/images/initrd.iovirt-new", RELEASE]]
+    assert sim.links[IMAGE] == "/boot/efi/images/initrd" and "iovirt_claim" in "".join(sim.images["/boot/efi/images/initrd"].values())
+
+
+def test_an_image_made_for_something_else_is_looked_at_as_well(monkeypatch):
+    """Parameters of a module: nothing of ours is in the image, and one that cannot be listed is none."""
+    sim = with_tool(lab(), "dracut")
+    host = sim.host()
+    initramfs.remake(host, "dracut", {IMAGE: RELEASE})
+    assert sim.commands[-2:] == [["dracut", "--force", f"{IMAGE}.iovirt-new", RELEASE], ["lsinitrd", f"{IMAGE}.iovirt-new"]]
+    before = dict(sim.images)
+    monkeypatch.setattr(sim_modules, "listed", lambda sim, image: (0, "", ""))
+    with pytest.raises(EngineError, match=r"nothing is in it.*is as it was"):
+        initramfs.remake(host, "dracut", {IMAGE: RELEASE})
+    assert sim.images == before
 
 
 def test_a_place_that_cannot_be_taken_is_an_error_of_the_device(monkeypatch):
