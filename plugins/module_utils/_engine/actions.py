@@ -24,8 +24,9 @@ from .read import DEVICES, DRIVERS
 COUNT_LIMIT = 120.0
 #: Seconds for a driver to take a VF, of those of a port one after the other.
 PROBE_LIMIT = 30.0
-#: Seconds for a driver to let a device go.
-UNBIND_LIMIT = 60.0
+#: Seconds for a driver to let a device go. It waits for a probe that is under way, and nvme gives a command that no controller answers
+#: 60 s (nvme_core.admin_timeout).
+UNBIND_LIMIT = 90.0
 #: Seconds for VF links and drivers to show up after the kernel said yes: the driver may come late, from udev.
 APPEAR_LIMIT = 30.0
 
