@@ -334,7 +334,11 @@ def _converge(port: Port) -> Plan:
         result.actions.append(_resume(port.pf))
     if result.refusals:
         return result
-    result.extend(attributes.plan_up(port))
+    # Rates need the link: it comes before them and goes after them.
+    up = attributes.plan_up(port)
+    goes_down = port.wish.get("up") is False
+    if not goes_down:
+        result.extend(up)
     result.extend(attributes.plan(port))
     result.extend(msix.plan(port))
     result.extend(eswitch.after_count(port))
@@ -343,6 +347,8 @@ def _converge(port: Port) -> Plan:
     result.extend(secondary.plan(port))
     result.extend(binding.plan(port))
     result.extend(attributes.plan_after(port))
+    if goes_down:
+        result.extend(up)
     return result
 
 

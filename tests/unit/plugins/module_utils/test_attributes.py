@@ -756,3 +756,20 @@ def test_a_vf_that_cannot_be_read_back_is_a_failure_and_set_as_it_was():
         result = call(sim, sriov=[at(PF1, vfs=[{"range": "1", "vlan": 5}])])
     assert "VF 1: what was set cannot be read back" in result["failures"][PF1]
     assert attributes(sim)[1]["vlan"] == 0
+
+
+def test_a_port_that_goes_down_has_its_rates_set_before():
+    """igb sets rates only with a link. Others made the VFs; the port was down, and is given back so."""
+    sim = lab(igbvf_loaded=True)
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "2")
+    before = (sim.snapshot()["attributes"], sim.snapshot()["files"])
+    wish = {"up": True, "vf_defaults": {"max_tx_rate": 50}}
+    call(sim, sriov=[at(PF1, **wish)])
+    sim.sleep(60)
+    done = converged(sim, sriov=[at(PF1, state="absent", **wish)])
+    assert [a["text"] for a in done["actions"]][:2] == ["set max_tx_rate 0 on VFs 0-1", "set enp129s0 down"]
+    assert (sim.snapshot()["attributes"], sim.snapshot()["files"]) == before and not sim.nets["enp129s0"].up
+    # And so where a wish takes it down.
+    call(sim, sriov=[at(PF1, **wish)])
+    sim.sleep(60)
+    converged(sim, sriov=[at(PF1, up=False, vf_defaults={"max_tx_rate": 70})])
