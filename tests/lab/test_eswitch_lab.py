@@ -50,7 +50,10 @@ def netdevsim(declared: Any) -> Any:
     """The device as new, and nobody's, whatever the order of the tests. `iovirt apply` lets the rules of udev follow: else the replay, which
     the new device starts, would be at work beside the test."""
     given_back(declared)
-    declared.shell(f"iovirt apply; ! grep -q netdevsim71 /etc/udev/rules.d/99-iovirt.rules || exit 4; echo 71 > /sys/bus/netdevsim/del_device; {NEW}")
+    declared.shell(
+        "r='grep -q netdevsim71 /etc/udev/rules.d/99-iovirt.rules'; if $r; then iovirt apply; ! $r || exit 4; fi; "
+        f"echo 71 > /sys/bus/netdevsim/del_device; {NEW}"
+    )
     return declared
 
 
