@@ -143,6 +143,9 @@ def _vf_facts(state: State, address: str) -> dict[str, Any]:
     if sysfs.is_name_of_ours(address):
         return {}
     held = vf.driver if vf and drivers.is_vfio(vf.driver) else None
+    if vf and not vf.driver and not vf.override:
+        # Nothing has it: `default` would load its own driver.
+        return {}
     return {"driver": (vf.override or held or "default") if vf else "default"}
 
 

@@ -446,6 +446,9 @@ def given_back(port: Port, index: int, was: Mapping[str, Any], whole: bool) -> d
     found = {key: value for key, value in was.items() if whole and key in link.OF_PF and _was_set(port, key, value)}
     if index in port.sriov.vfs:
         found.update({key: value for key, value in was.items() if key in port.ours.get(index, ())})
+        if found.get("vlan") and not present(port, index).get("vlan"):
+            # Without a VLAN there was no priority and no protocol to keep: they went with it.
+            found.update({key: was[key] for key in link.VLAN if was.get(key, link.NEUTRAL[key]) != link.NEUTRAL[key]})
     if found.get("mac") == link.NO_MAC and (port.born or port.pf.driver not in drivers.UNSETS_MAC):
         del found["mac"]
     return found

@@ -773,3 +773,14 @@ def test_a_port_that_goes_down_has_its_rates_set_before():
     call(sim, sriov=[at(PF1, **wish)])
     sim.sleep(60)
     converged(sim, sriov=[at(PF1, up=False, vf_defaults={"max_tx_rate": 70})])
+
+
+def test_a_vlan_of_an_operator_comes_back_with_its_priority():
+    sim = lab(igbvf_loaded=True)
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "2")
+    assert sim.run(["ip", "-force", "-batch", "-"], "link set dev enp129s0 vf 0 vlan 7 qos 2\n") == (0, "", "")
+    before = sim.snapshot()["attributes"]
+    call(sim, sriov=[at(PF1, vf_defaults={"vlan": 0})])
+    assert attributes(sim)[0]["vlan"] == 0 and attributes(sim)[0]["qos"] == 0
+    converged(sim, sriov=[at(PF1, state="absent")])
+    assert sim.snapshot()["attributes"] == before

@@ -21,6 +21,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     at,
     call,
     converged,
+    drivers_of,
     lab,
     quiet,
     switches,
@@ -139,7 +140,8 @@ def test_secondary_controllers_that_nobody_declared_are_exported():
     sim._tree = None
     export = info(sim, "sriov")["devices"]
     (item,) = [item for item in export if item["match"]["address"] == [NVME]]
-    assert item["vfs"] == [vfs[0], {"range": "1", "driver": "default", "nvme_queues": 0, "nvme_interrupts": 0, "online": False}]
+    # What has no driver is left without one.
+    assert item["vfs"] == [vfs[0], {"range": "1", "nvme_queues": 0, "nvme_interrupts": 0, "online": False}]
     log = len(sim.log)
     call(sim, sriov=export)
     assert not [entry for entry in sim.log[log:] if "virtfn" in entry[1] or "virt-mgmt" in str(entry)]
@@ -154,7 +156,7 @@ def test_secondary_controllers_that_nobody_declared_are_exported():
     real = sim.run
     sim.run = lambda argv, data="": (127, "", "nvme: No such file or directory") if argv[0] == "nvme" else real(argv, data)
     (item,) = [item for item in engine.resource_info(sim.host(environment=SSH), "sriov", None)["devices"] if item["match"]["address"] == [NVME]]
-    assert item["vfs"] == [{"range": "0", "driver": "default"}]
+    assert item["vfs"] == [{"range": "0"}] and call(sim, check=True, sriov=[item])["failures"] == {}
 
 
 def made_by_hand():
@@ -232,3 +234,15 @@ def test_the_facts():
     assert info(sim, "vfio")["facts"][EDU]["next_boot"]["bound_by"] == "replay"
     ports = info(sim, "sriov")["facts"]
     assert ports[PF1]["total_vfs"] == 7 and ports[PF1]["vfs"] == []
+
+
+def test_a_vf_that_nothing_has_is_exported_without_a_driver():
+    """Its module is not loaded, and `default` would load it."""
+    sim = lab()
+    sim.udev_delay = None
+    sim.write(f"{DEVICES}/{PF1}/sriov_numvfs", "1")
+    assert drivers_of(sim, PF1) == [None]
+    export = info(sim, "sriov", match={"address": [PF1]})["devices"]
+    assert "driver" not in export[0]["vfs"][0]
+    call(sim, sriov=export)
+    assert drivers_of(sim, PF1) == [None] and "igbvf" not in sim.registered
