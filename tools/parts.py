@@ -184,7 +184,7 @@ def units() -> list[Part]:
             use.replace("units-", "engine-py"), f"the engine's units on Python {use[6:]}",
             [["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", times(use), ENGINE_TESTS]],
             no_venv(use) or no_path(ENGINE_TESTS),
-            env={**base_env(venv_path(use)), "PYTHONPATH": str(LIVE)}, groups=("pythons",),
+            env={**base_env(venv_path(use)), "PYTHONPATH": str(LIVE), "IOVIRT_EXAMPLES": "all"}, groups=("pythons",),
         ))
     return parts
 

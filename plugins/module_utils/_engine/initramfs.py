@@ -346,7 +346,9 @@ def _refresh_beside(host: Host, here: Tool, image: str, release: str, inside: bo
     for name in host.files.names("/boot"):
         # A run that was cut off has left it, maybe of a kernel that is gone by now.
         if name.endswith(_NEW) and here.image.fullmatch(name[: -len(_NEW)]):
-            host.files.remove(f"/boot/{name}")
+            # Where it cannot go, the tool says why in its own words.
+            with contextlib.suppress(OSError):
+                host.files.remove(f"/boot/{name}")
     # An image may be a link to where the boot loader reads it.
     place = host.files.resolve(image)
     made = f"{place}{_NEW}"

@@ -184,6 +184,8 @@ def test_what_went_wrong_is_said_also_where_nothing_can_be_taken_away(monkeypatc
         remove(path)
 
     monkeypatch.setattr(sim, "remove", read_only)
+    # One that a run has left cannot go either.
+    sim.images[f"{IMAGE}.iovirt-new"] = {"half": ""}
     said = call(sim, vfio=[early(EDU)])["failures"]["host"]
     assert "No space left on device" in said and f"{IMAGE} is as it was." in said
 

@@ -26,7 +26,7 @@ from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.hosts impor
     refused,
 )
 from ansible_collections.iovirt.host.tests.unit.plugins.module_utils.sim import DEVICES
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 READY = {"nvme_queues": 2, "nvme_interrupts": 1, "online": True}
@@ -426,7 +426,7 @@ _WISH = st.builds(
 )
 
 
-@settings(max_examples=examples(60), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(st.lists(_WISH, min_size=1, max_size=3))
 def test_what_is_not_refused_comes_true_and_stays(wishes):
     """Whatever wish follows whatever other one: it is refused with nothing changed, or done and then at rest; and what
